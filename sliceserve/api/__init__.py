@@ -1,0 +1,1 @@
+"""The server's face: OpenAI endpoints and the split endpoint."""

@@ -1,0 +1,1 @@
+"""The device's side: head engine, session and SDK."""

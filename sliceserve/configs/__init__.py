@@ -1,0 +1,21 @@
+"""Frozen settings for every part. What derives from a setting is a property where it is used."""
+
+from sliceserve.configs.codec import CodecConfig, SlicerConfig
+from sliceserve.configs.engine import EngineConfig, SchedulerConfig
+from sliceserve.configs.model import DEFAULT_MODEL, CacheConfig, LayerConfig, ModelConfig
+from sliceserve.configs.sampling import SamplingParams
+from sliceserve.configs.serving import ClientConfig, ServerConfig
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "CacheConfig",
+    "ClientConfig",
+    "CodecConfig",
+    "EngineConfig",
+    "LayerConfig",
+    "ModelConfig",
+    "SamplingParams",
+    "SchedulerConfig",
+    "ServerConfig",
+    "SlicerConfig",
+]

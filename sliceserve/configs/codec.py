@@ -1,0 +1,43 @@
+"""Which codec carries hidden states over the wire, and SLICER's knobs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sliceserve.configs.validation import expect
+
+CodecName = Literal["slicer", "int8", "float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlicerConfig:
+    """SLICER's knobs; the paper's symbol in brackets. They steer the encoder alone: a packet
+    says of itself all that its decoder needs.
+
+    ``sparsity`` [s] is the share of elements set to zero, ``asymmetry`` [λ] the weight of
+    negative elements in the filter's score, ``num_blocks`` [M] the number of magnitude blocks
+    (a power of two up to 16), ``distortion`` [δ] the budget of squared error per block relative
+    to its energy, ``max_bits`` [b_max] the largest code width, 1 to 12.
+    """
+
+    sparsity: float = 0.5
+    asymmetry: float = 1.0
+    num_blocks: int = 4
+    distortion: float = 0.01
+    max_bits: int = 8
+
+    def __post_init__(self) -> None:
+        expect(0.0 <= self.sparsity < 1.0, "sparsity", "at least 0 and below 1", self.sparsity)
+        expect(0.0 < self.asymmetry <= 16.0, "asymmetry", "above 0, at most 16", self.asymmetry)
+        expect(
+            self.num_blocks in (1, 2, 4, 8, 16), "num_blocks", "1, 2, 4, 8 or 16", self.num_blocks
+        )
+        expect(0.0 <= self.distortion <= 1.0, "distortion", "0 to 1", self.distortion)
+        expect(1 <= self.max_bits <= 12, "max_bits", "1 to 12", self.max_bits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodecConfig:
+    """The codec of a connection. float32, float16 and bfloat16 pass values through."""
+
+    name: CodecName = "slicer"
+    slicer: SlicerConfig = SlicerConfig()

@@ -1,0 +1,33 @@
+"""Everything that one engine needs to start."""
+
+from dataclasses import dataclass, field
+
+from sliceserve.configs.model import CacheConfig, LayerConfig, ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Limits of one step and of the whole engine, in tokens (rows) and requests.
+
+    ``max_tokens_per_step`` bounds the rows of one forward pass, ``max_requests_per_step`` the
+    requests in it. ``max_requests`` is how many requests may be live (computing, waiting, or idle
+    until their client's next token); one more is refused. ``credit_window`` is how many tokens
+    that are not yet computed a split client may have sent for one request.
+    ``detached_timeout_s`` is how long a request whose client has gone waits for its return.
+    """
+
+    max_tokens_per_step: int = 512
+    max_requests_per_step: int = 256
+    max_requests: int = 1024
+    credit_window: int = 2048
+    detached_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One engine over a range of layers: a head, a tail or a whole model."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    layers: LayerConfig = field(default_factory=LayerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

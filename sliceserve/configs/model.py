@@ -1,0 +1,52 @@
+"""Which model, in which arithmetic, which of its layers, and where its KV cache lives."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The model that both sides of a cut must share.
+
+    ``model`` is an alias, a directory with safetensors and ``config.json``, a ``.gguf`` file or a
+    hub name. ``dtype`` "auto" is bfloat16 on a GPU and float32 on a CPU. ``max_model_len`` is in
+    tokens; None is the model's own limit.
+    """
+
+    model: str = DEFAULT_MODEL
+    dtype: DtypeName = "auto"
+    device: DeviceName = "auto"
+    max_model_len: int | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """The paged KV cache: one pool of blocks per segment of layers.
+
+    ``num_tokens`` is how many tokens each segment's pool holds; None sizes it from
+    ``memory_fraction`` of what the device has free once the weights are loaded.
+    """
+
+    block_size: int = 16
+    num_tokens: int | None = None
+    memory_fraction: float = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerConfig:
+    """Layers ``[first, stop)`` that an engine runs, and the cuts at which rows may enter.
+
+    ``stop`` None is the model's last layer. ``cuts`` are the entry layers offered to split
+    clients; None offers the quarters of the model (8, 15 and 22 of 30 layers). Entry layer 0 is
+    offered to thin clients whenever ``first`` is 0.
+    """
+
+    first: int = 0
+    stop: int | None = None
+    cuts: tuple[int, ...] | None = None

@@ -1,0 +1,1 @@
+"""Runs a range of layers for many requests: schedule, run, update."""

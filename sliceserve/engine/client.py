@@ -1,0 +1,51 @@
+"""The door to an engine, wherever it runs."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from sliceserve.engine.messages import Command, EngineInfo, EngineStats, Open, RequestOutput
+
+
+class EngineDead(RuntimeError):
+    """The engine is gone; its last words are the message."""
+
+
+class RequestStream(Protocol):
+    """The outputs of one request, in order: an async iterator that ends after ``finish_reason``.
+
+    Several outputs that wait are not merged. Leaving the iteration early cancels nothing.
+    """
+
+    def __aiter__(self) -> AsyncIterator[RequestOutput]: ...
+
+    async def __anext__(self) -> RequestOutput: ...
+
+
+class EngineClient(Protocol):
+    """An engine seen from an event loop. ``InProcessEngine`` runs it in a thread of this process,
+    ``EngineProcess`` in a process of its own, behind ZeroMQ.
+
+    All methods are called from one event loop. ``open``'s stream first yields the output with
+    ``opened`` set, or one with ``finish_reason`` "error" (unknown codec, no room, prompt too long,
+    …). Opening a live ``request_id`` again moves its outputs to the new stream; the old one ends.
+    Every method raises EngineDead once the engine has died, and so do waiting streams.
+    """
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    async def start(self) -> EngineInfo:
+        """Load the model and begin stepping. Raises EngineDead with the reason if it cannot."""
+        ...
+
+    def open(self, request: Open) -> RequestStream: ...
+
+    def send(self, command: Command) -> None:
+        """Pass on an AppendTokens, AppendPackets, Cancel or Detach; never waits."""
+        ...
+
+    async def stats(self) -> EngineStats: ...
+
+    async def stop(self) -> None:
+        """End the engine; live requests are dropped. May be called twice."""
+        ...

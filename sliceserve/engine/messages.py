@@ -1,0 +1,157 @@
+"""What an engine is told and what it answers; the same in a thread and across processes.
+
+Everything that must outlive a connection is keyed by ``request_id``, which the caller makes unique
+(and, where requests must not be guessed, secret).
+"""
+
+import msgspec
+
+from sliceserve.configs import SamplingParams
+from sliceserve.scheduler.plan import FinishReason, SampledToken
+
+
+class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Start a request, or attach again to one that lives.
+
+    ``num_prompt`` positions come before the first token that this request samples; ``outputs`` are
+    tokens already sampled (elsewhere, or before a cut of the line): their positions follow the
+    prompt's. They count against ``max_tokens`` and are known to the caller, so are not reported
+    again. With ``entry_layer`` 0 ``prompt`` holds the prompt's ``num_prompt`` token ids; above 0 it
+    is empty and inputs come by ``AppendPackets``, under ``codec``.
+
+    ``head``: this engine is a head: rows come back as packets under ``codec``, nothing is sampled,
+    and tokens after the prompt come by ``AppendTokens``.
+
+    Answered by one ``RequestOutput`` with ``opened`` set.
+    """
+
+    request_id: str
+    entry_layer: int = 0
+    num_prompt: int
+    prompt: list[int] = []
+    outputs: list[int] = []
+    sampling: SamplingParams = SamplingParams()
+    codec: str | None = None
+    head: bool = False
+
+
+class AppendTokens(msgspec.Struct, tag=True, frozen=True):
+    """Head engines: the tokens at positions ``[start, start + len(tokens))`` are known."""
+
+    request_id: str
+    start: int
+    tokens: list[int]
+
+
+class AppendPackets(msgspec.Struct, tag=True, frozen=True):
+    """Tail engines: packets of positions from ``start`` on. Positions already held are ignored;
+    a gap is answered by ``RequestOutput.wanted``."""
+
+    request_id: str
+    start: int
+    packets: list[bytes]
+
+
+class Cancel(msgspec.Struct, tag=True, frozen=True):
+    """Forget the request at once, without an answer. Unknown ids are ignored."""
+
+    request_id: str
+
+
+class Detach(msgspec.Struct, tag=True, frozen=True):
+    """The caller's client has gone: keep the request for ``detached_timeout_s``, then drop it.
+    An ``Open`` of the same id attaches again."""
+
+    request_id: str
+
+
+class GetStats(msgspec.Struct, tag=True, frozen=True):
+    """Ask for ``EngineStats``."""
+
+
+Command = Open | AppendTokens | AppendPackets | Cancel | Detach | GetStats
+
+
+class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """News of one request. Unset fields say nothing.
+
+    ``num_computed``: positions whose KV is in the cache; a client may have sent positions below
+    ``credit``. ``opened``: answer to ``Open``. ``wanted``: the position that must come next
+    (after ``Open``, and after a gap). ``tokens`` start at position ``start``; so do ``packets``
+    (heads). ``seconds``: busy time of this engine spent on the request since its last output.
+    ``finish_reason`` ends the request; with "error", ``error_code`` and ``error`` say why, and
+    ``retry_after_s`` when another try may succeed.
+    """
+
+    request_id: str
+    opened: bool = False
+    num_computed: int = 0
+    credit: int = 0
+    wanted: int | None = None
+    start: int = 0
+    tokens: list[SampledToken] = []
+    packets: list[bytes] = []
+    seconds: float = 0.0
+    finish_reason: FinishReason | None = None
+    error_code: str | None = None
+    error: str | None = None
+    retry_after_s: float | None = None
+
+
+class EngineInfo(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What an engine serves; fixed for its life.
+
+    ``model_path`` is the folder with config.json and tokenizer.json; ``fingerprint`` a hash over
+    configuration and weights. ``cuts`` are the entry layers open to split clients; ``thin`` says
+    whether layer 0 is here too.
+    """
+
+    model: str
+    model_path: str
+    fingerprint: str
+    dtype: str
+    device: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_model_len: int
+    first_layer: int
+    stop_layer: int
+    cuts: list[int]
+    thin: bool
+    codecs: list[str]
+    eos_token_ids: list[int]
+
+
+class SegmentStats(msgspec.Struct, frozen=True, kw_only=True):
+    """KV blocks of the layers ``[first, stop)``."""
+
+    first: int
+    stop: int
+    num_blocks: int
+    num_free: int
+
+
+class EngineStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Counters since start (``num_*_total``, ``busy_seconds``) and the state now."""
+
+    num_live: int
+    num_running: int
+    num_waiting: int
+    num_detached: int
+    num_steps_total: int
+    num_tokens_total: int
+    num_sampled_total: int
+    num_preempted_total: int
+    busy_seconds: float
+    held_packet_bytes: int
+    segments: list[SegmentStats]
+
+
+class EngineFailed(msgspec.Struct, tag=True, frozen=True):
+    """The engine cannot go on; ``error`` is a sentence for the operator."""
+
+    error: str
+
+
+Answer = RequestOutput | EngineInfo | EngineStats | EngineFailed

@@ -1,0 +1,1 @@
+"""One folder per operation: reference.py says what it computes, the others do it fast."""

@@ -1,0 +1,1 @@
+"""The decoder for any range of layers, and its weights."""

@@ -1,0 +1,1 @@
+"""Decides with ints and lists what each step computes."""

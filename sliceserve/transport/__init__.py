@@ -1,0 +1,1 @@
+"""How messages and packets cross between a client and a server."""
