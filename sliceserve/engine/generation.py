@@ -1,0 +1,128 @@
+"""Tokens and text of one request, whoever computes the layers.
+
+The OpenAI endpoint and the SDK are written against ``Generator``; a server that holds every layer,
+and a split client, are two of them.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sliceserve.configs import SamplingParams
+from sliceserve.engine.client import EngineClient
+from sliceserve.engine.messages import Cancel, Open
+from sliceserve.models.text import TextStream
+from sliceserve.models.tokenizer import Tokenizer
+from sliceserve.scheduler.plan import FinishReason, SampledToken
+
+
+class GenerationError(RuntimeError):
+    """A request that was refused or failed. ``code`` is for programs ("context_length_exceeded",
+    "overloaded", "server_unreachable", …); ``retry_after_s`` is set when another try may succeed.
+    """
+
+    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One sampled token; ``finish_reason`` is set on the last."""
+
+    token: SampledToken
+    finish_reason: FinishReason | None = None
+
+
+class Generator(Protocol):
+    """Makes tokens for prompts, many at once."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        ...
+
+    def generate(
+        self, prompt: Sequence[int], sampling: SamplingParams
+    ) -> AsyncGenerator[Generated, None]:
+        """Yield tokens as they are sampled. Closing the generator cancels the request. Raises
+        GenerationError."""
+        ...
+
+
+class ThinGenerator:
+    """Every layer runs in one engine."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+        self._num_opened = 0
+
+    @property
+    def max_model_len(self) -> int:
+        return self._engine.info.max_model_len
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: SamplingParams
+    ) -> AsyncGenerator[Generated, None]:
+        self._num_opened += 1
+        request_id = f"thin-{id(self):x}-{self._num_opened}"
+        request = Open(
+            request_id=request_id,
+            num_prompt=len(prompt),
+            prompt=list(prompt),
+            sampling=sampling,
+        )
+        finished = False
+        try:
+            async for output in self._engine.open(request):
+                finished = output.finish_reason is not None
+                if output.finish_reason == "error":
+                    raise GenerationError(
+                        output.error_code or "internal_error",
+                        output.error or "the engine gave up this request",
+                        output.retry_after_s,
+                    )
+                for i, token in enumerate(output.tokens):
+                    is_last = i == len(output.tokens) - 1
+                    yield Generated(token, output.finish_reason if is_last else None)
+        finally:
+            if not finished:
+                self._engine.send(Cancel(request_id))
+
+
+@dataclass(frozen=True, slots=True)
+class TextChunk:
+    """A piece of the answer. ``text`` may be empty while a character or a possible stop string is
+    incomplete; ``finish_reason`` is set on the last chunk, whose token may be None."""
+
+    text: str
+    token: SampledToken | None
+    finish_reason: FinishReason | None = None
+
+
+async def stream_text(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    sampling: SamplingParams,
+    stop: Sequence[str] = (),
+) -> AsyncGenerator[TextChunk, None]:
+    """Text of the answer, piece by piece, ended before the first of the ``stop`` strings.
+
+    One chunk a token. The end token's own text is not part of the answer. Raises GenerationError.
+    """
+    text = TextStream(tokenizer, stop)
+    tokens = generator.generate(prompt, sampling)
+    try:
+        async for step in tokens:
+            is_end_token = step.finish_reason == "stop"
+            piece = text.finish() if is_end_token else text.push(step.token.token_id)
+            if text.stopped:
+                yield TextChunk(piece, step.token, "stop")
+                return
+            if step.finish_reason is not None and not is_end_token:
+                piece += text.finish()
+            yield TextChunk(piece, step.token, step.finish_reason)
+    finally:
+        await tokens.aclose()
