@@ -1,5 +1,7 @@
 """The messages of `sliceserve.v1`. docs/protocol.md tells how they follow each other."""
 
+from typing import Annotated
+
 import msgspec
 
 from sliceserve.configs import SamplingParams
@@ -7,14 +9,15 @@ from sliceserve.configs import SamplingParams
 SUBPROTOCOL = "sliceserve.v1"
 PROTOCOL_VERSION = 1
 
+# Request ids, positions and token ids: whatever the data frame's header gives 32 bits to.
+Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
-class Control(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, array_like=False
-):
+
+class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A typed control message; its body is MessagePack, validated on decode."""
 
 
-class Hello(Control):
+class Hello(Control, frozen=True, kw_only=True):
     """Client → server, first. ``fingerprint`` identifies the client's model, ``cut`` the layer at
     which its rows enter, ``codec`` the wire id of its packets. ``resume_token`` from an earlier
     Welcome claims that session's requests."""
@@ -26,7 +29,7 @@ class Hello(Control):
     resume_token: str | None = None
 
 
-class Welcome(Control):
+class Welcome(Control, frozen=True, kw_only=True):
     """Server → client: what was chosen, and the limits. ``resume_token`` is a secret of this
     session. ``max_frame_tokens`` bounds the tokens of one data frame."""
 
@@ -44,82 +47,82 @@ class Welcome(Control):
     resume_timeout_s: float
 
 
-class Open(Control):
+class Open(Control, frozen=True, kw_only=True):
     """Client → server: start a request, or take it up again after a cut of the line.
 
     ``request_id`` is the client's, unique in its session. ``num_prompt`` positions come before the
     first sampled token; ``outputs`` are the tokens already sampled, whose positions follow."""
 
-    request_id: int
-    num_prompt: int
+    request_id: Uint32
+    num_prompt: Uint32
     sampling: SamplingParams
-    outputs: list[int] = []
+    outputs: list[Uint32] = []
 
 
-class Opened(Control):
+class Opened(Control, frozen=True, kw_only=True):
     """Server → client: ``next_position`` is the first position whose packet is wanted (above 0
     when the server still holds the request), ``credit`` the position up to which packets may be
     sent."""
 
-    request_id: int
-    next_position: int
-    credit: int
+    request_id: Uint32
+    next_position: Uint32
+    credit: Uint32
 
 
-class Credit(Control):
+class Credit(Control, frozen=True, kw_only=True):
     """Server → client: positions below ``credit`` may now be sent. It never falls."""
 
-    request_id: int
-    credit: int
+    request_id: Uint32
+    credit: Uint32
 
 
-class Want(Control):
+class Want(Control, frozen=True, kw_only=True):
     """Server → client: a frame left a gap; send again from ``next_position`` on."""
 
-    request_id: int
-    next_position: int
+    request_id: Uint32
+    next_position: Uint32
 
 
 class Alternative(msgspec.Struct, frozen=True, array_like=True):
-    token_id: int
+    token_id: Uint32
     logprob: float
 
 
-class Token(Control):
+class Token(Control, frozen=True, kw_only=True):
     """Server → client: the token at ``position``. ``finish_reason`` ends the request.
     ``server_us``: busy time of the server for this request since its last Token, microseconds."""
 
-    request_id: int
-    position: int
-    token_id: int
+    request_id: Uint32
+    position: Uint32
+    token_id: Uint32
     logprob: float | None = None
     top: list[Alternative] = []
     finish_reason: str | None = None
     server_us: int = 0
 
 
-class Cancel(Control):
+class Cancel(Control, frozen=True, kw_only=True):
     """Client → server: forget the request. Nothing more is sent about it."""
 
-    request_id: int
+    request_id: Uint32
 
 
-class Error(Control):
+class Error(Control, frozen=True, kw_only=True):
     """Either way. ``code`` is for programs, ``message`` for people. With a ``request_id`` it ends
     that request alone, without one the connection. ``retry_after_s``: another try may succeed."""
 
     code: str
     message: str
-    request_id: int | None = None
+    request_id: Uint32 | None = None
     retry_after_s: float | None = None
 
 
-class Drain(Control):
+class Drain(Control, frozen=True, kw_only=True):
     """Server → client: the server is going away; live requests may finish within ``seconds``, new
     ones should go elsewhere."""
 
     seconds: float
 
 
-class Bye(Control):
+class Bye(Control, frozen=True, kw_only=True):
     """Either way: the sender will close, and keeps nothing for a resume."""
