@@ -69,7 +69,11 @@ class GetStats(msgspec.Struct, tag=True, frozen=True):
     """Ask for ``EngineStats``."""
 
 
-Command = Open | AppendTokens | AppendPackets | Cancel | Detach | GetStats
+class GetInfo(msgspec.Struct, tag=True, frozen=True):
+    """Ask for ``EngineInfo``; answered once the model is loaded."""
+
+
+Command = GetInfo | Open | AppendTokens | AppendPackets | Cancel | Detach | GetStats
 
 
 class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -18,7 +18,8 @@ class ScheduledRequest:
     They are the scheduler's own lists: read them during the step, do not change or keep them.
     ``sampling`` is set when the last row's logits choose the next token (its position is
     ``start + len(inputs)``), else None. ``num_emitted`` (heads only): positions below it have
-    been encoded and sent already, and their packets are not wanted again.
+    been encoded and sent already, and their packets are not wanted again. ``codec`` is the wire id
+    that the packets in ``inputs`` are coded under; the scheduler passes it on unread.
     """
 
     request_id: str
@@ -28,6 +29,7 @@ class ScheduledRequest:
     block_tables: list[list[int]]
     sampling: SamplingParams | None = None
     num_emitted: int = 0
+    codec: str | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -1,0 +1,116 @@
+"""From settings to a loaded engine."""
+
+import torch
+
+from sliceserve.codec.registry import build_codec, known_codecs
+from sliceserve.configs import CodecConfig, EngineConfig, LayerConfig, ModelConfig
+from sliceserve.engine.engine import Engine
+from sliceserve.engine.kv_cache import KVCache, num_blocks_that_fit, plan_segments
+from sliceserve.engine.messages import EngineInfo
+from sliceserve.engine.runner import Runner
+from sliceserve.models.decoder import Decoder
+from sliceserve.models.errors import ModelError
+from sliceserve.models.resolve import fingerprint, resolve_model
+from sliceserve.models.spec import ModelSpec
+from sliceserve.scheduler.blocks import BlockManager, Segment
+from sliceserve.scheduler.scheduler import Scheduler
+
+
+def build_engine(config: EngineConfig, codec: CodecConfig | None = None) -> Engine:
+    """Load the layers and lay out the cache. ``codec`` encodes what leaves a head; heads need one.
+
+    Raises ModelError for a model that cannot be served as asked.
+    """
+    path = resolve_model(config.model.model, config.model.trust_remote_code)
+    spec = ModelSpec.load(path)
+    device, dtype = pick_device(config.model), pick_dtype(config.model)
+    stop = spec.num_layers if config.layers.stop is None else config.layers.stop
+    first = config.layers.first
+    if not 0 <= first < stop <= spec.num_layers:
+        raise ModelError(
+            f"layers {first} to {stop} cannot be cut from {config.model.model}, which has "
+            f"{spec.num_layers}; expected 0 ≤ first < stop ≤ {spec.num_layers}"
+        )
+    is_head = stop < spec.num_layers
+    cuts = [] if is_head else offered_cuts(config.layers, spec.num_layers)
+    decoder = Decoder.load(path, spec, first, stop, dtype, device)
+    num_blocks = num_blocks_that_fit(config.cache, spec, stop - first, dtype, device)
+    segments = [Segment(a, b, num_blocks) for a, b in plan_segments(first, stop, cuts)]
+    block_size = config.cache.block_size
+    info = EngineInfo(
+        model=config.model.model,
+        model_path=str(path),
+        fingerprint=fingerprint(path),
+        dtype=str(dtype).removeprefix("torch."),
+        device=device.type,
+        num_layers=spec.num_layers,
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        max_model_len=_max_model_len(config, spec, num_blocks),
+        first_layer=first,
+        stop_layer=stop,
+        cuts=cuts,
+        thin=first == 0 and not is_head,
+        codecs=known_codecs(),
+        eos_token_ids=list(spec.eos_token_ids),
+    )
+    runner = Runner(
+        decoder,
+        KVCache(segments, block_size, spec, dtype, device),
+        segments,
+        block_size,
+        max_rows=config.scheduler.max_tokens_per_step,
+        encoder=build_codec(codec or CodecConfig(), spec.hidden_size) if is_head else None,
+    )
+    scheduler = Scheduler(
+        config.scheduler,
+        BlockManager(segments, block_size),
+        info.max_model_len,
+        info.eos_token_ids,
+    )
+    return Engine(info, config.scheduler, scheduler, runner)
+
+
+def offered_cuts(layers: LayerConfig, num_layers: int) -> list[int]:
+    """Entry layers for split clients: those configured, or the quarters of the model from
+    ``layers.first`` on. Raises ModelError for one outside the model."""
+    first = layers.first
+    if layers.cuts is None:
+        quarters = {round(num_layers * i / 4) for i in (1, 2, 3)} | {first}
+        return sorted(cut for cut in quarters if max(1, first) <= cut < num_layers)
+    for cut in layers.cuts:
+        if not max(1, first) <= cut < num_layers:
+            raise ModelError(
+                f"cut {cut} is out of range: with layers {first} to {num_layers} here, rows can "
+                f"enter at layers {max(1, first)} to {num_layers - 1}"
+            )
+    return sorted(set(layers.cuts))
+
+
+def pick_device(model: ModelConfig) -> torch.device:
+    if model.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda was asked for, but torch sees no CUDA device; use cpu")
+    if model.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(model.device)
+
+
+def pick_dtype(model: ModelConfig) -> torch.dtype:
+    if model.dtype == "auto":
+        return torch.bfloat16 if pick_device(model).type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    return dtype
+
+
+def _max_model_len(config: EngineConfig, spec: ModelSpec, num_blocks: int) -> int:
+    """A sequence must fit the model's positions and, alone, the cache."""
+    limit = min(spec.max_position_embeddings, num_blocks * config.cache.block_size)
+    asked = config.model.max_model_len
+    if asked is None:
+        return limit
+    if not 1 < asked <= limit:
+        raise ModelError(
+            f"max_model_len {asked} is out of range: {config.model.model} and its KV cache take "
+            f"2 to {limit} tokens"
+        )
+    return asked

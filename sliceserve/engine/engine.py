@@ -1,0 +1,360 @@
+"""The engine: any range of layers, many requests, one sentence: schedule, run, update."""
+
+import dataclasses
+import itertools
+import secrets
+import time
+
+import msgspec
+
+from sliceserve.codec.base import CodecError
+from sliceserve.configs import SamplingParams, SchedulerConfig
+from sliceserve.engine.messages import (
+    AppendPackets,
+    AppendTokens,
+    Cancel,
+    Command,
+    Detach,
+    EngineInfo,
+    EngineStats,
+    Open,
+    RequestOutput,
+    SegmentStats,
+)
+from sliceserve.engine.runner import Runner
+from sliceserve.scheduler.plan import SampledToken
+from sliceserve.scheduler.request import Request
+from sliceserve.scheduler.scheduler import Progress, Scheduler, SchedulerError
+
+
+class Refused(Exception):
+    """A request that this engine will not take, or not go on with."""
+
+    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+class Engine:
+    """Commands in, outputs out; one thread calls it.
+
+    ``handle`` never computes and never raises for what a client did wrong: the answer says so.
+    """
+
+    def __init__(
+        self, info: EngineInfo, config: SchedulerConfig, scheduler: Scheduler, runner: Runner
+    ) -> None:
+        self.info = info
+        self._config = config
+        self._scheduler = scheduler
+        self._runner = runner
+        # When a request whose client has gone is dropped, in time.monotonic seconds.
+        self._deadlines: dict[str, float] = {}
+        # The newest token of each request: the one that may be lost with its client's connection.
+        self._last_token: dict[str, SampledToken] = {}
+        self._unreported_seconds: dict[str, float] = {}
+        self._granted: dict[str, int] = {}
+        self._num_steps = self._num_tokens = self._num_sampled = 0
+        self._busy_seconds = 0.0
+
+    @property
+    def is_head(self) -> bool:
+        return self.info.stop_layer < self.info.num_layers
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def step(self) -> list[RequestOutput]:
+        """One forward pass over what is ready; empty when nothing is."""
+        plan = self._scheduler.schedule()
+        if plan is None:
+            return []
+        output = self._runner.run(plan)
+        progress = self._scheduler.update(plan, output)
+        self._num_steps += 1
+        self._num_tokens += plan.num_tokens
+        self._num_sampled += len(output.sampled)
+        self._busy_seconds += sum(output.seconds.values())
+        return [report for p in progress if (report := self._report(p)) is not None]
+
+    def handle(self, command: Command) -> list[RequestOutput]:
+        """Take a command; the answers that it has at once."""
+        try:
+            if isinstance(command, Open):
+                return self._open(command)
+            if isinstance(command, AppendPackets):
+                return self._append_packets(command)
+            if isinstance(command, AppendTokens):
+                return self._append_tokens(command)
+            if isinstance(command, Cancel):
+                self._forget(command.request_id)
+            elif isinstance(command, Detach) and command.request_id in self._scheduler:
+                self._deadlines.pop(command.request_id, None)
+                timeout = self._config.detached_timeout_s
+                self._deadlines[command.request_id] = time.monotonic() + timeout
+        except Refused as refused:
+            return [
+                RequestOutput(
+                    request_id=command.request_id,
+                    finish_reason="error",
+                    error_code=refused.code,
+                    error=str(refused),
+                    retry_after_s=refused.retry_after_s,
+                )
+            ]
+        return []
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._scheduler
+
+    def expire(self) -> list[str]:
+        """Drop the requests whose clients stayed away too long, and name them."""
+        now = time.monotonic()
+        expired = list(itertools.takewhile(lambda i: self._deadlines[i] <= now, self._deadlines))
+        for request_id in expired:
+            self._forget(request_id)
+        return expired
+
+    def seconds_to_expiry(self) -> float | None:
+        """Until the next detached request is due; None when there is none."""
+        # All wait equally long, so the dict's order is the order of their deadlines.
+        deadline = next(iter(self._deadlines.values()), None)
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    def stats(self) -> EngineStats:
+        counts = self._scheduler.stats()
+        return EngineStats(
+            num_live=counts.num_live,
+            num_running=counts.num_running,
+            num_waiting=counts.num_waiting,
+            num_detached=len(self._deadlines),
+            num_steps_total=self._num_steps,
+            num_tokens_total=self._num_tokens,
+            num_sampled_total=self._num_sampled,
+            num_preempted_total=counts.num_preempted,
+            busy_seconds=self._busy_seconds,
+            held_packet_bytes=counts.held_packet_bytes,
+            segments=[
+                SegmentStats(
+                    first=usage.segment.first,
+                    stop=usage.segment.stop,
+                    num_blocks=usage.segment.num_blocks,
+                    num_free=usage.num_free,
+                )
+                for usage in counts.segments
+            ],
+        )
+
+    def check(self) -> None:
+        """Raise SchedulerError unless every block and request is accounted for."""
+        self._scheduler.check()
+
+    def _open(self, command: Open) -> list[RequestOutput]:
+        live = self._scheduler.get(command.request_id)
+        if live is not None and _continues(command, live):
+            return [self._attach(command, live)]
+        self._forget(command.request_id)
+        self._expect_servable(command)
+        request = Request(
+            request_id=command.request_id,
+            entry_layer=command.entry_layer,
+            num_prompt=command.num_prompt,
+            inputs=[*command.prompt, *command.outputs] if command.entry_layer == 0 else [],
+            outputs=list(command.outputs),
+            sampling=_with_seed(command),
+            codec=command.codec,
+            is_head=self.is_head,
+        )
+        try:
+            self._scheduler.add(request)
+        except SchedulerError as error:
+            raise Refused("context_length_exceeded", str(error)) from error
+        return [self._opened(request)]
+
+    def _attach(self, command: Open, request: Request) -> RequestOutput:
+        """The request lives: say where it stands, and again the token that its client missed."""
+        self._deadlines.pop(command.request_id, None)
+        missed = len(request.outputs) - len(command.outputs)
+        opened = self._opened(request)
+        if missed == 0:
+            return opened
+        start = request.num_prompt + len(command.outputs)
+        tokens = [self._last_token[request.request_id]]
+        return msgspec.structs.replace(opened, start=start, tokens=tokens)
+
+    def _opened(self, request: Request) -> RequestOutput:
+        return RequestOutput(
+            request_id=request.request_id,
+            opened=True,
+            num_computed=request.num_computed,
+            wanted=request.num_known,
+            credit=self._credit(request),
+        )
+
+    def _expect_servable(self, command: Open) -> None:
+        info = self.info
+        if self._scheduler.num_live >= self._config.max_requests:
+            raise Refused(
+                "overloaded",
+                f"all {self._config.max_requests} request places are taken; try again shortly",
+                retry_after_s=1.0,
+            )
+        offered = [0] * (info.thin or self.is_head) + info.cuts
+        if command.entry_layer not in offered:
+            raise Refused(
+                "cut_not_offered",
+                f"rows cannot enter at layer {command.entry_layer}; this engine offers "
+                f"{', '.join(map(str, offered))}",
+            )
+        if command.entry_layer > 0 and command.codec not in info.codecs:
+            raise Refused(
+                "unsupported_codec",
+                f"codec {command.codec!r} is not known here; known are {', '.join(info.codecs)}",
+            )
+        num_positions = command.num_prompt + len(command.outputs)
+        if command.num_prompt < 1:
+            raise Refused("invalid_request", "a prompt needs at least one token, got none")
+        if command.entry_layer == 0 and len(command.prompt) != command.num_prompt:
+            raise Refused(
+                "invalid_request",
+                f"{command.num_prompt} prompt tokens announced, {len(command.prompt)} given",
+            )
+        if num_positions >= info.max_model_len:
+            raise Refused(
+                "context_length_exceeded",
+                f"the prompt has {num_positions} tokens; this model takes at most "
+                f"{info.max_model_len} tokens, prompt and answer together",
+            )
+        bad_ids = [t for t in (*command.prompt, *command.outputs) if not 0 <= t < info.vocab_size]
+        if bad_ids:
+            raise Refused(
+                "invalid_request",
+                f"token id {bad_ids[0]} is outside the vocabulary of {info.vocab_size}",
+            )
+        if len(command.outputs) >= command.sampling.max_tokens:
+            raise Refused(
+                "invalid_request",
+                f"{len(command.outputs)} tokens of max_tokens {command.sampling.max_tokens} are "
+                "there already; nothing is left to sample",
+            )
+
+    def _append_packets(self, command: AppendPackets) -> list[RequestOutput]:
+        request = self._live(command.request_id)
+        end = command.start + len(command.packets)
+        if request.entry_layer == 0:
+            raise self._fail(request, "invalid_request", "a thin request takes no packets")
+        if end > self._credit(request):
+            raise self._fail(
+                request,
+                "protocol_error",
+                f"positions up to {end} sent, but credit reaches {self._credit(request)} only",
+            )
+        most = request.num_prompt + len(request.outputs)
+        if end > most:
+            raise self._fail(
+                request,
+                "protocol_error",
+                f"positions up to {end} sent, only {most} have a token yet",
+            )
+        codec = self._runner.codec(request.codec or "")
+        try:
+            for packet in command.packets:
+                codec.check(packet)
+        except CodecError as error:
+            raise self._fail(request, "invalid_packet", str(error)) from error
+        return self._append(request, command.start, command.packets)
+
+    def _append_tokens(self, command: AppendTokens) -> list[RequestOutput]:
+        request = self._live(command.request_id)
+        end = command.start + len(command.tokens)
+        if end > self.info.max_model_len:
+            raise self._fail(
+                request,
+                "context_length_exceeded",
+                f"{end} tokens are more than the {self.info.max_model_len} this model takes",
+            )
+        return self._append(request, command.start, command.tokens)
+
+    def _append(
+        self, request: Request, start: int, items: list[int] | list[bytes]
+    ) -> list[RequestOutput]:
+        wanted = self._scheduler.append(request.request_id, start, items)
+        if wanted is None:
+            return []
+        return [
+            RequestOutput(
+                request_id=request.request_id, wanted=wanted, credit=self._credit(request)
+            )
+        ]
+
+    def _live(self, request_id: str) -> Request:
+        request = self._scheduler.get(request_id)
+        if request is None:
+            raise Refused("unknown_request", "no such request is live; it may have ended")
+        return request
+
+    def _fail(self, request: Request, code: str, message: str) -> Refused:
+        self._forget(request.request_id)
+        return Refused(code, message)
+
+    def _forget(self, request_id: str) -> None:
+        if request_id in self._scheduler:
+            self._scheduler.cancel(request_id)
+        self._drop_notes(request_id)
+
+    def _drop_notes(self, request_id: str) -> None:
+        self._deadlines.pop(request_id, None)
+        self._last_token.pop(request_id, None)
+        self._unreported_seconds.pop(request_id, None)
+        self._granted.pop(request_id, None)
+
+    def _credit(self, request: Request) -> int:
+        """The position up to which the client may send. It never falls, though preemption takes
+        ``num_computed`` back."""
+        credit = request.num_computed + self._config.credit_window
+        credit = max(credit, self._granted.get(request.request_id, 0))
+        self._granted[request.request_id] = credit
+        return credit
+
+    def _report(self, progress: Progress) -> RequestOutput | None:
+        request = progress.request
+        request_id = request.request_id
+        seconds = self._unreported_seconds.pop(request_id, 0.0) + progress.seconds
+        is_news = progress.token or progress.packets or progress.finish_reason
+        if not is_news and request.entry_layer == 0:
+            self._unreported_seconds[request_id] = seconds
+            return None
+        report = RequestOutput(
+            request_id=request_id,
+            num_computed=request.num_computed,
+            credit=self._credit(request),
+            start=progress.start,
+            tokens=[progress.token] if progress.token is not None else [],
+            packets=progress.packets,
+            seconds=seconds,
+            finish_reason=progress.finish_reason,
+        )
+        if progress.finish_reason is not None:
+            self._drop_notes(request_id)
+        elif progress.token is not None:
+            self._last_token[request_id] = progress.token
+        return report
+
+
+def _continues(command: Open, request: Request) -> bool:
+    """Is the live request the one that the client means, with at most its last token unseen?"""
+    return (
+        request.num_prompt == command.num_prompt
+        and request.entry_layer == command.entry_layer
+        and request.codec == command.codec
+        and command.outputs in (request.outputs, request.outputs[:-1])
+    )
+
+
+def _with_seed(command: Open) -> SamplingParams:
+    sampling = command.sampling
+    if sampling.temperature == 0 or sampling.seed is not None:
+        return sampling
+    return dataclasses.replace(sampling, seed=secrets.randbits(63))

@@ -1,0 +1,82 @@
+"""An engine in a thread of this process."""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from sliceserve.configs import CodecConfig, EngineConfig
+from sliceserve.engine.build import build_engine
+from sliceserve.engine.loop import Peer, run_loop
+from sliceserve.engine.messages import Answer, Command, EngineFailed, EngineInfo
+from sliceserve.engine.streams import EngineStreams
+
+logger = logging.getLogger(__name__)
+
+_PEER: Peer = b""
+
+
+class InProcessEngine(EngineStreams):
+    """Heads, tests and small tools use this one. ``codec`` encodes what leaves a head."""
+
+    def __init__(self, config: EngineConfig, codec: CodecConfig | None = None) -> None:
+        super().__init__()
+        self._config = config
+        self._codec = codec
+        self._mailbox = _QueueMailbox(self._receive_answers)
+        self._thread = threading.Thread(target=self._run, name="sliceserve-engine", daemon=True)
+
+    async def start(self) -> EngineInfo:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+        return await self._ask_info()
+
+    async def stop(self) -> None:
+        self._mailbox.close()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+        self._die("the engine was stopped")
+
+    def _post(self, command: Command) -> None:
+        self._mailbox.post(command)
+
+    def _run(self) -> None:
+        try:
+            run_loop(build_engine(self._config, self._codec), self._mailbox)
+        except Exception as error:
+            # The last line of defence: whatever ended the engine, its callers must hear of it.
+            logger.debug("the engine ended", exc_info=True)
+            self._receive_answers([EngineFailed(str(error) or repr(error))])
+
+    def _receive_answers(self, answers: list[Answer]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._dispatch, answers)
+
+
+class _QueueMailbox:
+    """Commands through a queue; answers through a callback."""
+
+    def __init__(self, deliver: Callable[[list[Answer]], None]) -> None:
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._deliver = deliver
+
+    def post(self, command: Command) -> None:
+        self._commands.put(command)
+
+    def close(self) -> None:
+        self._commands.put(None)
+
+    def receive(self, timeout_s: float | None) -> list[tuple[Peer, Command]] | None:
+        received: list[tuple[Peer, Command]] = []
+        try:
+            command = self._commands.get(block=timeout_s != 0.0, timeout=timeout_s)
+            while command is not None:
+                received.append((_PEER, command))
+                command = self._commands.get_nowait()
+        except queue.Empty:
+            return received
+        return None
+
+    def send(self, answers: list[tuple[Peer, Answer]]) -> None:
+        self._deliver([answer for _, answer in answers])

@@ -1,0 +1,113 @@
+"""An engine in a process of its own, behind ZeroMQ, so that sockets never hold up a forward pass.
+
+The process is ``python -m sliceserve.engine.worker``. It reads its settings as one JSON line from
+standard input, and ends when that pipe closes: an engine never outlives whoever started it.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from sliceserve.configs import EngineConfig
+from sliceserve.engine.messages import Answer, Command, EngineInfo
+from sliceserve.engine.streams import EngineStreams
+
+_STOP_TIMEOUT_S = 5.0
+
+
+class RemoteEngine(EngineStreams):
+    """An engine that listens at a ZeroMQ address. Several processes may each have one."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self._address = address
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(list[Answer])
+        self._context: zmq.asyncio.Context | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self) -> EngineInfo:
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        # What may wait is bounded by credit and by the number of requests, not by the socket.
+        self._socket.set_hwm(0)
+        self._socket.linger = 0
+        self._socket.connect(self._address)
+        self._reader = asyncio.create_task(self._read())
+        return await self._ask_info()
+
+    async def stop(self) -> None:
+        self._die("the engine was stopped")
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+            self._reader = None
+        if self._context is not None:
+            self._context.destroy(linger=0)
+            self._context = None
+
+    def _post(self, command: Command) -> None:
+        # Without a high-water mark the send is done when the call returns.
+        self._socket.send(self._encoder.encode(command))
+
+    async def _read(self) -> None:
+        while True:
+            self._dispatch(self._decoder.decode(await self._socket.recv()))
+
+
+class EngineProcess(RemoteEngine):
+    """Starts the engine that it talks to, and ends it."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="sliceserve-"))
+        super().__init__(f"ipc://{self._folder}/engine")
+        self._config = config
+        self._process: asyncio.subprocess.Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> EngineInfo:
+        # A session of its own: Ctrl-C in the terminal is for the server, which ends the engine.
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "sliceserve.engine.worker",
+            self._address,
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(self._config) + b"\n")
+        self._watcher = asyncio.create_task(self._watch(self._process))
+        return await super().start()
+
+    async def stop(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        process = self._process
+        if process is not None and process.returncode is None and process.stdin is not None:
+            process.stdin.close()
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+            except asyncio.TimeoutError:
+                process.kill()
+                await process.wait()
+        await super().stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        code = await process.wait()
+        # Its last words may still be on their way.
+        await asyncio.sleep(0.2)
+        self._die(f"the engine process ended unexpectedly with exit code {code}")

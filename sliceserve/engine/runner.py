@@ -1,0 +1,132 @@
+"""Runs a plan: packets and token ids in, packets or sampled tokens out. Tensors only."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from sliceserve.codec.base import Codec
+from sliceserve.codec.registry import codec_for_wire
+from sliceserve.engine.batch import Batch
+from sliceserve.engine.kv_cache import KVCache
+from sliceserve.engine.sampler import sample
+from sliceserve.models.decoder import Decoder
+from sliceserve.scheduler.blocks import Segment
+from sliceserve.scheduler.plan import ScheduledRequest, StepOutput, StepPlan
+
+
+class Runner:
+    """The forward pass of one engine.
+
+    ``encoder`` makes a head of it: rows leave as packets. Without one, rows that end a request's
+    known tokens are sampled. Not thread-safe: the hidden states of a pass live in one buffer.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        segments: list[Segment],
+        block_size: int,
+        max_rows: int,
+        encoder: Codec | None = None,
+    ) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._segments = segments
+        self._block_size = block_size
+        self._encoder = encoder
+        self._hidden = torch.zeros(
+            (max_rows, decoder.spec.hidden_size), dtype=decoder.dtype, device=decoder.device
+        )
+        self._codecs: dict[str, Codec] = {}
+
+    def codec(self, wire_id: str) -> Codec:
+        """The decoder of packets under ``wire_id``; raises CodecError for an unknown one."""
+        if wire_id not in self._codecs:
+            self._codecs[wire_id] = codec_for_wire(wire_id, self._decoder.spec.hidden_size)
+        return self._codecs[wire_id]
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepOutput:
+        started = time.perf_counter()
+        batch = Batch(plan, self._segments, self._block_size, self._decoder.device)
+        hidden = self._hidden[: batch.num_rows]  # (T, hidden)
+        self._fill(hidden, plan.requests, batch)
+        for stage in batch.stages():
+            self._decoder.forward(
+                hidden[: stage.num_rows],
+                stage.first,
+                stage.stop,
+                batch.positions[: stage.num_rows],
+                stage.slots,
+                self._cache,
+                stage.attention,
+            )
+        output = StepOutput()
+        if self._encoder is not None:
+            self._encode(hidden, plan.requests, batch, self._encoder, output)
+        else:
+            self._sample(hidden, plan.requests, batch, output)
+        self._share_time(plan, time.perf_counter() - started, output)
+        return output
+
+    def _fill(
+        self, hidden: torch.Tensor, requests: Sequence[ScheduledRequest], batch: Batch
+    ) -> None:
+        """Embeddings for rows that enter as token ids, decoded packets for the others."""
+        starts = batch.row_starts
+        num_thin = sum(r.entry_layer == 0 for r in requests)
+        if num_thin > 0:
+            ids = [token_id for r in requests[:num_thin] for token_id in r.inputs]
+            token_ids = torch.tensor(ids, device=hidden.device)
+            hidden[: starts[num_thin]] = self._decoder.embed(token_ids)
+        first = num_thin
+        for i in range(num_thin + 1, len(requests) + 1):
+            # One call decodes a run of requests under one codec.
+            if i < len(requests) and requests[i].codec == requests[first].codec:
+                continue
+            packets = [packet for r in requests[first:i] for packet in r.inputs]
+            self.codec(requests[first].codec or "").decode(
+                packets, hidden[starts[first] : starts[i]]
+            )
+            first = i
+
+    def _encode(
+        self,
+        hidden: torch.Tensor,
+        requests: Sequence[ScheduledRequest],
+        batch: Batch,
+        encoder: Codec,
+        output: StepOutput,
+    ) -> None:
+        starts = batch.row_starts
+        packets = encoder.encode(hidden)
+        for i, request in enumerate(requests):
+            already_sent = max(0, request.num_emitted - request.start)
+            output.packets[request.request_id] = packets[starts[i] + already_sent : starts[i + 1]]
+
+    def _sample(
+        self,
+        hidden: torch.Tensor,
+        requests: Sequence[ScheduledRequest],
+        batch: Batch,
+        output: StepOutput,
+    ) -> None:
+        sampling = [i for i, r in enumerate(requests) if r.sampling is not None]
+        if not sampling:
+            return
+        rows = [batch.last_rows[i] for i in sampling]
+        logits = self._decoder.logits(hidden[rows])  # (num_sampling, vocab)
+        params = [p for i in sampling if (p := requests[i].sampling) is not None]
+        positions = [requests[i].start + requests[i].num_tokens for i in sampling]
+        for i, token in zip(sampling, sample(logits, params, positions), strict=True):
+            output.sampled[requests[i].request_id] = token
+
+    def _share_time(self, plan: StepPlan, seconds: float, output: StepOutput) -> None:
+        """Each request's share is its part of the layers times rows that were computed."""
+        top = self._segments[-1].stop
+        work = [r.num_tokens * (top - r.entry_layer) for r in plan.requests]
+        total = sum(work)
+        for request, part in zip(plan.requests, work, strict=True):
+            output.seconds[request.request_id] = seconds * part / total
