@@ -1,0 +1,84 @@
+"""One request, as the scheduler sees it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sliceserve.configs import SamplingParams
+
+
+class Request:
+    """Positions that are known, and how many of them are computed.
+
+    ``inputs`` are what is known, by position: token ids where ``entry_layer`` is 0, packets above.
+    They are kept for as long as the request lives and replayed after a preemption. ``outputs`` are
+    the tokens sampled so far, those given at opening included; their positions follow the
+    prompt's. ``num_emitted`` (heads): positions below it have been given out as packets.
+
+    How known grows: by each sampled token in a whole model; by what the client sends in a head or
+    a tail. Scheduling lets computed catch up with known, and nothing else.
+
+    The scheduler alone changes a request once it has been added.
+    """
+
+    __slots__ = (
+        "arrival",
+        "block_tables",
+        "entry_layer",
+        "inputs",
+        "is_head",
+        "num_computed",
+        "num_emitted",
+        "num_prompt",
+        "outputs",
+        "request_id",
+        "sampling",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        *,
+        num_prompt: int,
+        prompt: Sequence[int] = (),
+        outputs: Sequence[int] = (),
+        entry_layer: int = 0,
+        is_head: bool = False,
+        sampling: SamplingParams,
+    ) -> None:
+        """``prompt`` holds the ``num_prompt`` token ids of a request that enters at layer 0, and
+        is empty for a tail, whose packets come by ``Scheduler.append``."""
+        self.request_id = request_id
+        self.entry_layer = entry_layer
+        self.is_head = is_head
+        self.sampling = sampling
+        self.num_prompt = num_prompt
+        self.outputs = list(outputs)
+        # Ids or packets, never both: list[int] | list[bytes] cannot be extended in one place.
+        self.inputs: list[Any] = [*prompt, *outputs] if entry_layer == 0 else []
+        self.num_computed = 0
+        self.num_emitted = 0
+        self.arrival = -1
+        self.block_tables: list[list[int]] = []
+
+    @property
+    def num_known(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_pending(self) -> int:
+        return len(self.inputs) - self.num_computed
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and answer together: the position of the next token to be sampled."""
+        return self.num_prompt + len(self.outputs)
+
+    @property
+    def holds_blocks(self) -> bool:
+        # Every request passes through the last segment.
+        return bool(self.block_tables) and bool(self.block_tables[-1])
+
+    def samples_at(self, stop: int) -> bool:
+        """Whether rows that end before ``stop`` choose a token. A replay passes positions whose
+        token is known, and chooses none of them again."""
+        return not self.is_head and stop == self.num_tokens

@@ -1,0 +1,342 @@
+"""Decides which tokens of which requests each step computes."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from sliceserve.configs import SchedulerConfig
+from sliceserve.scheduler.blocks import BlockManager
+from sliceserve.scheduler.errors import RequestRefused, SchedulerError
+from sliceserve.scheduler.plan import (
+    FinishReason,
+    SampledToken,
+    ScheduledRequest,
+    StepOutput,
+    StepPlan,
+)
+from sliceserve.scheduler.queues import Queues, Step
+from sliceserve.scheduler.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a step did for one request. ``token`` is the one at position ``start``, or the
+    ``packets`` (heads) begin there; a step that only prefilled has neither."""
+
+    request: Request
+    start: int
+    token: SampledToken | None = None
+    packets: list[bytes] = field(default_factory=list)
+    seconds: float = 0.0
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """``num_running`` have pending tokens and hold blocks, ``num_waiting`` have pending tokens and
+    hold none; the other live requests wait for their clients."""
+
+    num_live: int
+    num_running: int
+    num_waiting: int
+    num_preempted_total: int
+    held_packet_bytes: int
+
+
+class Scheduler:
+    """Lets what is computed of each request catch up with what is known.
+
+    ``schedule`` and ``update`` alternate; requests come, grow and go at any time between. A step
+    costs time in proportion to its own requests, not to those alive.
+
+    A request that runs holds blocks for all that it knows. When they run out it takes those of
+    requests that arrived later, the latest first, idle ones included; they are replayed from their
+    inputs. If that is not enough it gives up its own and waits. So nobody is preempted for a later
+    arrival, the earliest never is, and as any request fits alone it always goes on. One that has
+    been preempted comes back only when all that it knows fits, so never just to lose it again.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        blocks: BlockManager,
+        max_model_len: int,
+        eos_token_ids: Collection[int],
+    ) -> None:
+        self.blocks = blocks
+        self._config = config
+        self._max_model_len = max_model_len
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._requests: dict[str, Request] = {}
+        self._queues = Queues()
+        # Between schedule and update: the requests in flight, less those cancelled since.
+        self._step = Step(0, 0)
+        self._num_arrived = 0
+        self._num_preempted = 0
+        self._held_packet_bytes = 0
+
+    @property
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(
+            num_live=len(self._requests),
+            num_running=self._queues.num_running + len(self._step.chosen),
+            num_waiting=len(self._queues.waiting),
+            num_preempted_total=self._num_preempted,
+            held_packet_bytes=self._held_packet_bytes,
+        )
+
+    def get(self, request_id: str) -> Request | None:
+        return self._requests.get(request_id)
+
+    def max_len(self, entry_layer: int) -> int:
+        """The most tokens, prompt and answer together, of a request that enters there."""
+        return min(self._max_model_len, self.blocks.capacity(entry_layer))
+
+    def add(self, request: Request) -> None:
+        """Raises RequestRefused if the engine is full or could never serve the request."""
+        self._expect_servable(request)
+        request.arrival = self._num_arrived
+        self._num_arrived += 1
+        self._requests[request.request_id] = request
+        self._queues.push(request)
+
+    def append(
+        self, request_id: str, start: int, items: Sequence[int] | Sequence[bytes]
+    ) -> int | None:
+        """Inputs at positions from ``start`` on have become known: token ids or packets.
+
+        Positions that are known already are ignored, and so are requests that are not (they may
+        have ended while this was under way). Returns the position wanted if ``start`` leaves a
+        gap, and then takes nothing. Raises RequestRefused for positions that cannot be known yet.
+        """
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        num_known = request.num_known
+        if start > num_known:
+            return num_known
+        fresh = items[num_known - start :]
+        if not fresh:
+            return None
+        self._expect_knowable(request, num_known + len(fresh))
+        request.inputs += fresh
+        self._held_packet_bytes += _packet_bytes(request, num_known)
+        if request_id not in self._step.chosen:
+            self._queues.discard(request)
+            self._queues.push(request)
+        return None
+
+    def cancel(self, request_id: str) -> None:
+        """Forget the request at once, in a step or not. Unknown ids are ignored."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._remove(request)
+
+    def schedule(self) -> StepPlan | None:
+        """Choose the next step; None when there is nothing to do. ``update`` or ``abandon`` must
+        follow before the next call."""
+        if self._step.chosen:
+            raise SchedulerError("the step before this one has not been updated or abandoned")
+        self._step = Step(self._config.max_tokens_per_step, self._config.max_requests_per_step)
+        for request in self._queues.candidates(self._step):
+            if self._make_room(request):
+                self.blocks.grow(request, request.num_known)
+                self._queues.discard(request)
+                self._step.choose(request, min(request.num_pending, self._step.num_rows))
+            elif request.holds_blocks:
+                self._preempt(request)
+        if not self._step.chosen:
+            return None
+        chosen = sorted(self._step.chosen.values(), key=lambda choice: choice[0].entry_layer)
+        return StepPlan([_scheduled(request, num_rows) for request, num_rows in chosen])
+
+    def update(self, plan: StepPlan, output: StepOutput) -> list[Progress]:
+        """Account for a step that has run. What it did for requests cancelled since is dropped;
+        those that finish are removed."""
+        progress = []
+        for scheduled in plan.requests:
+            choice = self._step.chosen.pop(scheduled.request_id, None)
+            if choice is not None:
+                progress.append(self._advance(choice[0], scheduled, output))
+        return progress
+
+    def abandon(self) -> None:
+        """The step failed: its requests are pending again, as if it had not been chosen."""
+        for request, _ in self._step.chosen.values():
+            self._queues.push(request)
+        self._step.chosen.clear()
+
+    def _advance(
+        self, request: Request, scheduled: ScheduledRequest, output: StepOutput
+    ) -> Progress:
+        request_id = request.request_id
+        stop = scheduled.start + scheduled.num_tokens
+        request.num_computed = stop
+        start, token, finish_reason = stop, None, None
+        packets: list[bytes] = []
+        if request.is_head:
+            start = max(scheduled.start, request.num_emitted)
+            packets = output.packets.get(request_id, [])
+            if len(packets) != max(0, stop - start):
+                raise SchedulerError(
+                    f"expected packets of positions [{start}, {stop}) of request {request_id}, "
+                    f"got {len(packets)}"
+                )
+            request.num_emitted = max(request.num_emitted, stop)
+        elif scheduled.sampling is not None:
+            token = output.sampled.get(request_id)
+            if token is None:
+                raise SchedulerError(f"no token was sampled for request {request_id}")
+            request.outputs.append(token.token_id)
+            if request.entry_layer == 0:
+                request.inputs.append(token.token_id)
+            finish_reason = self._finish_reason(request, token.token_id)
+        if finish_reason is None:
+            self._queues.push(request)
+        else:
+            self._remove(request)
+        seconds = output.seconds.get(request_id, 0.0)
+        return Progress(request, start, token, packets, seconds, finish_reason)
+
+    def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
+        sampling = request.sampling
+        if token_id in sampling.stop_token_ids:
+            return "stop"
+        if token_id in self._eos_token_ids and not sampling.ignore_eos:
+            return "stop"
+        if len(request.outputs) >= sampling.max_tokens:
+            return "length"
+        if request.num_tokens >= self.max_len(request.entry_layer):
+            return "length"
+        return None
+
+    def _make_room(self, request: Request) -> bool:
+        """Preempt later arrivals if blocks are missing; False, and nobody, if that cannot help."""
+        if self.blocks.can_grow(request, request.num_known):
+            return True
+        victims = self.blocks.find_victims(request, request.num_known)
+        if victims is None:
+            return False
+        for victim in victims:
+            self._preempt(victim)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self._step.drop(request)
+        self._queues.discard(request)
+        self.blocks.release(request)
+        request.num_computed = 0
+        self._num_preempted += 1
+        self._queues.push(request)
+
+    def _remove(self, request: Request) -> None:
+        self._step.drop(request)
+        self._queues.discard(request)
+        self.blocks.release(request)
+        self._held_packet_bytes -= _packet_bytes(request)
+        del self._requests[request.request_id]
+
+    def _expect_servable(self, request: Request) -> None:
+        if request.request_id in self._requests:
+            raise RequestRefused(
+                "invalid_request", f"request {request.request_id} is live; choose another id"
+            )
+        if len(self._requests) >= self._config.max_requests:
+            raise RequestRefused(
+                "overloaded", f"all {self._config.max_requests} places are taken; try again later"
+            )
+        first, stop = self.blocks.segments[0].first, self.blocks.segments[-1].stop
+        if not first <= request.entry_layer < stop:
+            raise RequestRefused(
+                "invalid_request",
+                f"entry layer {request.entry_layer} is outside layers [{first}, {stop}) of this "
+                "engine",
+            )
+        if request.num_prompt < 1:
+            raise RequestRefused("invalid_request", "a prompt must have at least one token")
+        num_inputs = request.num_tokens if request.entry_layer == 0 else 0
+        if request.num_known != num_inputs:
+            raise RequestRefused(
+                "invalid_request",
+                f"expected {num_inputs} tokens of prompt and outputs for a request that enters at "
+                f"layer {request.entry_layer}, got {request.num_known}",
+            )
+        if not request.is_head and len(request.outputs) >= request.sampling.max_tokens:
+            raise RequestRefused(
+                "invalid_request",
+                f"{len(request.outputs)} tokens are given and max_tokens is "
+                f"{request.sampling.max_tokens}: there is nothing to generate",
+            )
+        # A head computes every position; elsewhere one more token must have room.
+        max_len = self.max_len(request.entry_layer) - (not request.is_head)
+        if request.num_tokens > max_len:
+            raise RequestRefused(
+                "context_length_exceeded",
+                f"the request begins with {request.num_tokens} tokens and at most {max_len} fit: "
+                f"the context limit is {self._max_model_len} tokens, the KV cache holds "
+                f"{self.blocks.capacity(request.entry_layer)}",
+            )
+
+    def _expect_knowable(self, request: Request, num_known: int) -> None:
+        if request.is_head:
+            max_len = self.max_len(request.entry_layer)
+            if num_known > max_len:
+                raise RequestRefused(
+                    "context_length_exceeded",
+                    f"position {num_known - 1} is past the limit of {max_len} tokens",
+                )
+        elif num_known > request.num_tokens:
+            raise RequestRefused(
+                "invalid_request",
+                f"an input for position {num_known - 1} came before its token was chosen; the "
+                f"last chosen one is at {request.num_tokens - 1}",
+            )
+
+    def check(self) -> None:
+        """Raise SchedulerError unless every request is in its one place, holds the blocks that it
+        needs, and every count is right. Looks at everything: for tests and idle moments."""
+        queues = self._queues
+        for request in self._requests.values():
+            places = {
+                "a step": request.request_id in self._step.chosen,
+                "decodes": request in queues.decodes,
+                "prefills": request in queues.prefills,
+                "waiting": request in queues.waiting,
+            }
+            found = [place for place, holds in places.items() if holds]
+            expected = "decodes" if request.num_pending == 1 else "prefills"
+            if not request.holds_blocks:
+                expected = "waiting"
+            if places["a step"]:
+                expected = "a step"
+            if found != ([expected] if request.num_pending else []):
+                raise SchedulerError(
+                    f"request {request.request_id} with {request.num_pending} pending tokens is "
+                    f"in {found}, expected {expected}"
+                )
+            num_held = len(request.block_tables[-1]) if request.holds_blocks else 0
+            if request.num_computed > num_held * self.blocks.block_size:
+                raise SchedulerError(f"request {request.request_id} lacks blocks for its KV")
+        num_placed = queues.num_running + len(queues.waiting) + len(self._step.chosen)
+        if num_placed != sum(r.num_pending > 0 for r in self._requests.values()):
+            raise SchedulerError("a request that is gone is still in a queue")
+        if self._held_packet_bytes != sum(map(_packet_bytes, self._requests.values())):
+            raise SchedulerError(f"{self._held_packet_bytes} packet bytes are miscounted")
+        self.blocks.check(self._requests.values())
+
+
+def _scheduled(request: Request, num_rows: int) -> ScheduledRequest:
+    start = request.num_computed
+    stop = start + num_rows
+    return ScheduledRequest(
+        request_id=request.request_id,
+        entry_layer=request.entry_layer,
+        start=start,
+        inputs=request.inputs[start:stop],
+        block_tables=request.block_tables,
+        sampling=request.sampling if request.samples_at(stop) else None,
+        num_emitted=request.num_emitted,
+    )
+
+
+def _packet_bytes(request: Request, start: int = 0) -> int:
+    return 0 if request.entry_layer == 0 else sum(map(len, request.inputs[start:]))
