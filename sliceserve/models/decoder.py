@@ -1,0 +1,171 @@
+"""The decoder of Llama and its relatives, for any range of layers, over a paged KV cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch.nn.functional import embedding
+
+from sliceserve.kernels.linear import PackedLinear
+from sliceserve.kernels.paged_attention import AttentionBatch, paged_attention
+from sliceserve.kernels.rms_norm import add_rms_norm, rms_norm
+from sliceserve.kernels.rotary import apply_rotary
+from sliceserve.kernels.silu_mul import silu_mul
+from sliceserve.kernels.store_kv import store_kv
+from sliceserve.models.rotary import cos_sin_table
+from sliceserve.models.spec import ModelSpec
+from sliceserve.models.weights import WeightReader
+
+
+class KVCaches(Protocol):
+    """Keys and values of each layer, by its number in the model: two tensors
+    (num_blocks, block_size, num_kv_heads, head_dim) of the decoder's dtype."""
+
+    def __getitem__(self, layer: int, /) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class Decoder:
+    """Layers ``[first, stop)`` of a model; ``embed`` where ``first`` is 0, ``logits`` where
+    ``stop`` is the model's last layer. Call it under ``torch.inference_mode``."""
+
+    def __init__(self, spec: ModelSpec, first: int, stop: int, weights: WeightReader) -> None:
+        if not 0 <= first < stop <= spec.num_layers:
+            raise ValueError(
+                f"layers [{first}, {stop}) are not a range of a model of {spec.num_layers} layers"
+            )
+        self.spec = spec
+        self.first = first
+        self.stop = stop
+        is_last = stop == spec.num_layers
+        table_shape = (spec.vocab_size, spec.hidden_size)
+        self._embedding = self._norm = self._lm_head = None
+        if first == 0:
+            self._embedding = weights.tensor("model.embed_tokens.weight", *table_shape)
+        self._layers = [_Layer(spec, i, weights) for i in range(first, stop)]
+        if is_last:
+            self._norm = weights.tensor("model.norm.weight", spec.hidden_size)
+        if is_last and not spec.tie_word_embeddings:
+            self._lm_head = PackedLinear(weights.tensor("lm_head.weight", *table_shape))
+        elif is_last:
+            table = self._embedding
+            if table is None:
+                table = weights.tensor("model.embed_tokens.weight", *table_shape)
+            self._lm_head = PackedLinear(table)
+        self._cos_sin = cos_sin_table(spec, weights.device)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        spec: ModelSpec,
+        first: int,
+        stop: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Decoder:
+        """Read the weights of layers ``[first, stop)``, and no others, from a model's folder.
+
+        Raises ModelError naming the tensor and file that is missing or does not fit ``spec``.
+        """
+        with WeightReader(path, dtype, device) as weights:
+            return cls(spec, first, stop, weights)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """(T,) int64 → (T, hidden_size): the residual stream that enters layer 0."""
+        return embedding(token_ids, self._embedding)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        first: int,
+        stop: int,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        caches: KVCaches,
+        batch: AttentionBatch,
+    ) -> None:
+        """Run layers ``[first, stop)``, a range within this decoder's, on ``hidden`` in place.
+
+        hidden: (T, hidden_size), the residual stream; may be the first rows of a larger tensor.
+        positions: (T,) int64, each token's position in its sequence. slots: (T,) int64, where its
+        key and value go in the caches of these layers (``store_kv``). ``batch`` says which rows
+        and cached keys belong to one sequence; its block tables hold for all of these layers.
+        """
+        layers = self._layers[first - self.first : stop - self.first]
+        delta = None
+        for i, layer in enumerate(layers, start=first):
+            x = layer.enter(hidden, delta)  # (T, hidden_size)
+            x = layer.attend(x, self._cos_sin, positions, slots, caches[i], batch)
+            delta = layer.feed_forward(x, hidden)
+        if delta is not None:
+            hidden += delta
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, hidden_size), the stream that left the last layer → (n, vocab_size) float32."""
+        x = rms_norm(hidden, self._norm, self.spec.rms_norm_eps)
+        return self._lm_head(x).float()
+
+
+class _Layer:
+    """Attention and feed-forward of one layer. ``x`` is normalised, ``hidden`` the residual stream;
+    what a block computes is added to the stream by the norm that follows it."""
+
+    def __init__(self, spec: ModelSpec, index: int, weights: WeightReader) -> None:
+        d, head_dim, f = spec.hidden_size, spec.head_dim, spec.intermediate_size
+        prefix = f"model.layers.{index}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        self._spec = spec
+        self._window = spec.windows[index]
+        self._input_norm = weights.tensor(f"{prefix}.input_layernorm.weight", d)
+        self._post_norm = weights.tensor(f"{prefix}.post_attention_layernorm.weight", d)
+        self._qkv = weights.linear(
+            [
+                (f"{attention}.q_proj", spec.num_heads * head_dim),
+                (f"{attention}.k_proj", spec.num_kv_heads * head_dim),
+                (f"{attention}.v_proj", spec.num_kv_heads * head_dim),
+            ],
+            d,
+            bias=spec.qkv_bias,
+        )
+        self._output = weights.linear(
+            [(f"{attention}.o_proj", d)], spec.num_heads * head_dim, bias=spec.output_bias
+        )
+        self._gate_up = weights.linear(
+            [(f"{mlp}.gate_proj", f), (f"{mlp}.up_proj", f)], d, bias=spec.mlp_bias
+        )
+        self._down = weights.linear([(f"{mlp}.down_proj", d)], f, bias=spec.mlp_bias)
+        if spec.qk_norm:
+            self._q_norm = weights.tensor(f"{attention}.q_norm.weight", head_dim)
+            self._k_norm = weights.tensor(f"{attention}.k_norm.weight", head_dim)
+
+    def enter(self, hidden: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
+        eps = self._spec.rms_norm_eps
+        if delta is None:
+            return rms_norm(hidden, self._input_norm, eps)
+        return add_rms_norm(delta, hidden, self._input_norm, eps)
+
+    def attend(
+        self,
+        x: torch.Tensor,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        spec = self._spec
+        heads = self._qkv(x).unflatten(-1, (-1, spec.head_dim))  # (T, H + 2·Hkv, D)
+        q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=1)
+        if spec.qk_norm:
+            q = rms_norm(q, self._q_norm, spec.rms_norm_eps)
+            k = rms_norm(k, self._k_norm, spec.rms_norm_eps)
+        apply_rotary(q, k, cos_sin, positions)
+        store_kv(k, v, *cache, slots)
+        mixed = paged_attention(q, *cache, batch, spec.head_dim**-0.5, self._window)  # (T, H, D)
+        return self._output(mixed.flatten(1))
+
+    def feed_forward(self, delta: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        x = add_rms_norm(delta, hidden, self._post_norm, self._spec.rms_norm_eps)
+        return self._down(silu_mul(self._gate_up(x)))

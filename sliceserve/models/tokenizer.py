@@ -1,0 +1,98 @@
+"""Text to token ids and back, as the model's own tokenizer does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sliceserve.models.errors import ModelError
+from sliceserve.models.spec import read_eos_token_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+
+class Tokenizer:
+    """A model's tokenizer and chat template. Safe to share between threads.
+
+    ``eos_token_ids`` are the tokens that end an answer, from the model's configuration.
+    ``backend`` is the Rust tokenizer underneath.
+    """
+
+    def __init__(
+        self, pretrained: PreTrainedTokenizerFast, eos_token_ids: tuple[int, ...] = ()
+    ) -> None:
+        self.eos_token_ids = eos_token_ids
+        self.backend: tokenizers.Tokenizer = pretrained.backend_tokenizer
+        self._pretrained = pretrained
+        # A tokenizer.json may carry the limits of training; a prompt is never cut in silence.
+        self.backend.no_truncation()
+        self.backend.no_padding()
+
+    @classmethod
+    def load(cls, path: Path, trust_remote_code: bool = False) -> Tokenizer:
+        """Read the tokenizer in a model's folder. Raises ModelError if it has none that works.
+
+        Code that comes with the model runs only with ``trust_remote_code``.
+        """
+        # Takes seconds, and most of the package does without it.
+        from transformers import AutoTokenizer
+
+        try:
+            pretrained = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"cannot load the tokenizer in {path}: {error}") from error
+        if getattr(pretrained, "backend_tokenizer", None) is None:
+            raise ModelError(
+                f"the tokenizer in {path} is a {type(pretrained).__name__} without a "
+                "tokenizer.json; convert it to one with transformers' save_pretrained"
+            )
+        return cls(pretrained, read_eos_token_ids(path))
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that have text, added ones included; the model's table may be padded beyond."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of tokens; ids that the vocabulary does not have are left out."""
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def chat_prompt(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        **template_kwargs: Any,
+    ) -> list[int]:
+        """Token ids of a conversation, as the model's chat template writes it.
+
+        ``messages`` have "role" and "content"; ``template_kwargs`` (``tools``, ``enable_thinking``,
+        …) go to the template. Raises ModelError if there is no template, or it refuses.
+        """
+        if not self._pretrained.chat_template:
+            raise ModelError(
+                "this model has no chat template: it completes text; send a prompt instead of "
+                "messages, or take its instruction-tuned variant"
+            )
+        # jinja2 comes with transformers, and is needed for templates alone.
+        from jinja2 import TemplateError
+
+        try:
+            text = self._pretrained.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **template_kwargs,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ModelError(f"the chat template cannot render these messages: {error}") from error
+        # The template has written the special tokens itself.
+        return self.encode(text, add_special_tokens=False)
