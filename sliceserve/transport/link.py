@@ -28,6 +28,16 @@ class LinkClosed(ConnectionError):
         self.code = code
         self.reason = reason
 
+    @property
+    def may_resume(self) -> bool:
+        """Whether the line was lost, rather than ended by somebody's decision."""
+        return self.code in (
+            CloseCode.GOING_AWAY,
+            CloseCode.ABNORMAL,
+            CloseCode.INTERNAL_ERROR,
+            CloseCode.TRY_AGAIN_LATER,
+        )
+
 
 class LinkRefused(ConnectionError):
     """No link came to be. The message says what was tried, what was answered and what to do.
