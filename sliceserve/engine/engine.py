@@ -13,27 +13,21 @@ from sliceserve.engine.messages import (
     AppendPackets,
     AppendTokens,
     Cancel,
-    Command,
-    Detach,
     EngineInfo,
     EngineStats,
     Open,
+    RequestCommand,
     RequestOutput,
     SegmentStats,
 )
 from sliceserve.engine.runner import Runner
+from sliceserve.scheduler.errors import RequestRefused
 from sliceserve.scheduler.plan import SampledToken
 from sliceserve.scheduler.request import Request
-from sliceserve.scheduler.scheduler import Progress, Scheduler, SchedulerError
+from sliceserve.scheduler.scheduler import Progress, Scheduler
 
-
-class Refused(Exception):
-    """A request that this engine will not take, or not go on with."""
-
-    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.retry_after_s = retry_after_s
+# When a full engine may have room again, in seconds.
+_RETRY_AFTER_S = 1.0
 
 
 class Engine:
@@ -62,15 +56,11 @@ class Engine:
     def is_head(self) -> bool:
         return self.info.stop_layer < self.info.num_layers
 
-    @property
-    def has_work(self) -> bool:
-        return self._scheduler.has_work
-
-    def step(self) -> list[RequestOutput]:
-        """One forward pass over what is ready; empty when nothing is."""
+    def step(self) -> list[RequestOutput] | None:
+        """One forward pass over what is ready; None when nothing is, until the next command."""
         plan = self._scheduler.schedule()
         if plan is None:
-            return []
+            return None
         output = self._runner.run(plan)
         progress = self._scheduler.update(plan, output)
         self._num_steps += 1
@@ -79,35 +69,41 @@ class Engine:
         self._busy_seconds += sum(output.seconds.values())
         return [report for p in progress if (report := self._report(p)) is not None]
 
-    def handle(self, command: Command) -> list[RequestOutput]:
+    def handle(self, command: RequestCommand) -> list[RequestOutput]:
         """Take a command; the answers that it has at once."""
         try:
-            if isinstance(command, Open):
-                return self._open(command)
-            if isinstance(command, AppendPackets):
-                return self._append_packets(command)
-            if isinstance(command, AppendTokens):
-                return self._append_tokens(command)
-            if isinstance(command, Cancel):
-                self._forget(command.request_id)
-            elif isinstance(command, Detach) and command.request_id in self._scheduler:
-                self._deadlines.pop(command.request_id, None)
-                timeout = self._config.detached_timeout_s
-                self._deadlines[command.request_id] = time.monotonic() + timeout
-        except Refused as refused:
+            return self._handle(command)
+        except RequestRefused as refused:
+            # A request that broke a rule ends; one that was never there stays so.
+            self._forget(command.request_id)
             return [
                 RequestOutput(
                     request_id=command.request_id,
                     finish_reason="error",
                     error_code=refused.code,
                     error=str(refused),
-                    retry_after_s=refused.retry_after_s,
+                    retry_after_s=_RETRY_AFTER_S if refused.code == "overloaded" else None,
                 )
             ]
+
+    def _handle(self, command: RequestCommand) -> list[RequestOutput]:
+        if isinstance(command, Open):
+            return self._open(command)
+        if isinstance(command, AppendPackets):
+            return self._append_packets(command)
+        if isinstance(command, AppendTokens):
+            return self._append(self._live(command.request_id), command.start, command.tokens)
+        # Forgotten, or put at the end of those that wait for their clients.
+        if isinstance(command, Cancel):
+            self._forget(command.request_id)
+        elif command.request_id in self:
+            self._deadlines.pop(command.request_id, None)
+            timeout = self._config.detached_timeout_s
+            self._deadlines[command.request_id] = time.monotonic() + timeout
         return []
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._scheduler
+        return self._scheduler.get(request_id) is not None
 
     def expire(self) -> list[str]:
         """Drop the requests whose clients stayed away too long, and name them."""
@@ -124,7 +120,7 @@ class Engine:
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def stats(self) -> EngineStats:
-        counts = self._scheduler.stats()
+        counts = self._scheduler.stats
         return EngineStats(
             num_live=counts.num_live,
             num_running=counts.num_running,
@@ -133,7 +129,7 @@ class Engine:
             num_steps_total=self._num_steps,
             num_tokens_total=self._num_tokens,
             num_sampled_total=self._num_sampled,
-            num_preempted_total=counts.num_preempted,
+            num_preempted_total=counts.num_preempted_total,
             busy_seconds=self._busy_seconds,
             held_packet_bytes=counts.held_packet_bytes,
             segments=[
@@ -158,19 +154,16 @@ class Engine:
         self._forget(command.request_id)
         self._expect_servable(command)
         request = Request(
-            request_id=command.request_id,
-            entry_layer=command.entry_layer,
+            command.request_id,
             num_prompt=command.num_prompt,
-            inputs=[*command.prompt, *command.outputs] if command.entry_layer == 0 else [],
-            outputs=list(command.outputs),
+            prompt=command.prompt,
+            outputs=command.outputs,
+            entry_layer=command.entry_layer,
+            is_head=self.is_head,
             sampling=_with_seed(command),
             codec=command.codec,
-            is_head=self.is_head,
         )
-        try:
-            self._scheduler.add(request)
-        except SchedulerError as error:
-            raise Refused("context_length_exceeded", str(error)) from error
+        self._scheduler.add(request)
         return [self._opened(request)]
 
     def _attach(self, command: Open, request: Request) -> RequestOutput:
@@ -194,88 +187,44 @@ class Engine:
         )
 
     def _expect_servable(self, command: Open) -> None:
+        """What the scheduler cannot know: layers, codecs and the vocabulary."""
         info = self.info
-        if self._scheduler.num_live >= self._config.max_requests:
-            raise Refused(
-                "overloaded",
-                f"all {self._config.max_requests} request places are taken; try again shortly",
-                retry_after_s=1.0,
-            )
-        offered = [0] * (info.thin or self.is_head) + info.cuts
+        offered = [0, *info.cuts] if info.thin or self.is_head else info.cuts
         if command.entry_layer not in offered:
-            raise Refused(
+            raise RequestRefused(
                 "cut_not_offered",
                 f"rows cannot enter at layer {command.entry_layer}; this engine offers "
                 f"{', '.join(map(str, offered))}",
             )
         if command.entry_layer > 0 and command.codec not in info.codecs:
-            raise Refused(
+            raise RequestRefused(
                 "unsupported_codec",
                 f"codec {command.codec!r} is not known here; known are {', '.join(info.codecs)}",
             )
-        num_positions = command.num_prompt + len(command.outputs)
-        if command.num_prompt < 1:
-            raise Refused("invalid_request", "a prompt needs at least one token, got none")
-        if command.entry_layer == 0 and len(command.prompt) != command.num_prompt:
-            raise Refused(
-                "invalid_request",
-                f"{command.num_prompt} prompt tokens announced, {len(command.prompt)} given",
-            )
-        if num_positions >= info.max_model_len:
-            raise Refused(
-                "context_length_exceeded",
-                f"the prompt has {num_positions} tokens; this model takes at most "
-                f"{info.max_model_len} tokens, prompt and answer together",
-            )
-        bad_ids = [t for t in (*command.prompt, *command.outputs) if not 0 <= t < info.vocab_size]
-        if bad_ids:
-            raise Refused(
-                "invalid_request",
-                f"token id {bad_ids[0]} is outside the vocabulary of {info.vocab_size}",
-            )
-        if len(command.outputs) >= command.sampling.max_tokens:
-            raise Refused(
-                "invalid_request",
-                f"{len(command.outputs)} tokens of max_tokens {command.sampling.max_tokens} are "
-                "there already; nothing is left to sample",
-            )
+        for token_id in (*command.prompt, *command.outputs):
+            if not 0 <= token_id < info.vocab_size:
+                raise RequestRefused(
+                    "invalid_request",
+                    f"token id {token_id} is outside the vocabulary of {info.vocab_size}",
+                )
 
     def _append_packets(self, command: AppendPackets) -> list[RequestOutput]:
         request = self._live(command.request_id)
         end = command.start + len(command.packets)
+        credit = self._credit(request)
         if request.entry_layer == 0:
-            raise self._fail(request, "invalid_request", "a thin request takes no packets")
-        if end > self._credit(request):
-            raise self._fail(
-                request,
-                "protocol_error",
-                f"positions up to {end} sent, but credit reaches {self._credit(request)} only",
-            )
-        most = request.num_prompt + len(request.outputs)
-        if end > most:
-            raise self._fail(
-                request,
-                "protocol_error",
-                f"positions up to {end} sent, only {most} have a token yet",
+            raise RequestRefused("invalid_request", "a request that began with tokens takes none")
+        if end > credit:
+            raise RequestRefused(
+                "protocol_error", f"positions up to {end} sent, but credit reaches {credit} only"
             )
         codec = self._runner.codec(request.codec or "")
         try:
             for packet in command.packets:
                 codec.check(packet)
         except CodecError as error:
-            raise self._fail(request, "invalid_packet", str(error)) from error
+            raise RequestRefused("invalid_packet", str(error)) from error
         return self._append(request, command.start, command.packets)
-
-    def _append_tokens(self, command: AppendTokens) -> list[RequestOutput]:
-        request = self._live(command.request_id)
-        end = command.start + len(command.tokens)
-        if end > self.info.max_model_len:
-            raise self._fail(
-                request,
-                "context_length_exceeded",
-                f"{end} tokens are more than the {self.info.max_model_len} this model takes",
-            )
-        return self._append(request, command.start, command.tokens)
 
     def _append(
         self, request: Request, start: int, items: list[int] | list[bytes]
@@ -283,25 +232,17 @@ class Engine:
         wanted = self._scheduler.append(request.request_id, start, items)
         if wanted is None:
             return []
-        return [
-            RequestOutput(
-                request_id=request.request_id, wanted=wanted, credit=self._credit(request)
-            )
-        ]
+        credit = self._credit(request)
+        return [RequestOutput(request_id=request.request_id, wanted=wanted, credit=credit)]
 
     def _live(self, request_id: str) -> Request:
         request = self._scheduler.get(request_id)
         if request is None:
-            raise Refused("unknown_request", "no such request is live; it may have ended")
+            raise RequestRefused("unknown_request", "no such request is live; it may have ended")
         return request
 
-    def _fail(self, request: Request, code: str, message: str) -> Refused:
-        self._forget(request.request_id)
-        return Refused(code, message)
-
     def _forget(self, request_id: str) -> None:
-        if request_id in self._scheduler:
-            self._scheduler.cancel(request_id)
+        self._scheduler.cancel(request_id)
         self._drop_notes(request_id)
 
     def _drop_notes(self, request_id: str) -> None:

@@ -55,6 +55,8 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.dtype = dtype
+        self.device = device
         self._first = segments[0].first
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
         for segment in segments:

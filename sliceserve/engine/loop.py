@@ -23,10 +23,11 @@ class Mailbox(Protocol):
 def run_loop(engine: Engine, mailbox: Mailbox) -> None:
     """Returns when the mailbox closes."""
     owners: dict[str, Peer] = {}
+    idle = False
     while True:
         for request_id in engine.expire():
             owners.pop(request_id, None)
-        received = mailbox.receive(0.0 if engine.has_work else engine.seconds_to_expiry())
+        received = mailbox.receive(engine.seconds_to_expiry() if idle else 0.0)
         if received is None:
             return
         answers: list[tuple[Peer, Answer]] = []
@@ -41,7 +42,9 @@ def run_loop(engine: Engine, mailbox: Mailbox) -> None:
                 answers += [(peer, answer) for answer in engine.handle(command)]
                 if command.request_id not in engine:
                     owners.pop(command.request_id, None)
-        for output in engine.step():
+        outputs = engine.step()
+        idle = outputs is None
+        for output in outputs or ():
             answers.append((owners[output.request_id], output))
             if output.finish_reason is not None:
                 del owners[output.request_id]

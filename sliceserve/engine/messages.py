@@ -73,7 +73,8 @@ class GetInfo(msgspec.Struct, tag=True, frozen=True):
     """Ask for ``EngineInfo``; answered once the model is loaded."""
 
 
-Command = GetInfo | Open | AppendTokens | AppendPackets | Cancel | Detach | GetStats
+RequestCommand = Open | AppendTokens | AppendPackets | Cancel | Detach
+Command = GetInfo | GetStats | RequestCommand
 
 
 class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ class Runner:
         self._block_size = block_size
         self._encoder = encoder
         self._hidden = torch.zeros(
-            (max_rows, decoder.spec.hidden_size), dtype=decoder.dtype, device=decoder.device
+            (max_rows, decoder.spec.hidden_size), dtype=cache.dtype, device=cache.device
         )
         self._codecs: dict[str, Codec] = {}
 
@@ -50,7 +50,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepOutput:
         started = time.perf_counter()
-        batch = Batch(plan, self._segments, self._block_size, self._decoder.device)
+        batch = Batch(plan, self._segments, self._block_size, self._cache.device)
         hidden = self._hidden[: batch.num_rows]  # (T, hidden)
         self._fill(hidden, plan.requests, batch)
         for stage in batch.stages():

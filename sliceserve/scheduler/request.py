@@ -23,6 +23,7 @@ class Request:
     __slots__ = (
         "arrival",
         "block_tables",
+        "codec",
         "entry_layer",
         "inputs",
         "is_head",
@@ -44,13 +45,15 @@ class Request:
         entry_layer: int = 0,
         is_head: bool = False,
         sampling: SamplingParams,
+        codec: str | None = None,
     ) -> None:
         """``prompt`` holds the ``num_prompt`` token ids of a request that enters at layer 0, and
-        is empty for a tail, whose packets come by ``Scheduler.append``."""
+        is empty for a tail, whose packets come by ``Scheduler.append`` under ``codec``."""
         self.request_id = request_id
         self.entry_layer = entry_layer
         self.is_head = is_head
         self.sampling = sampling
+        self.codec = codec
         self.num_prompt = num_prompt
         self.outputs = list(outputs)
         # Ids or packets, never both: list[int] | list[bytes] cannot be extended in one place.

@@ -335,6 +335,7 @@ def _scheduled(request: Request, num_rows: int) -> ScheduledRequest:
         block_tables=request.block_tables,
         sampling=request.sampling if request.samples_at(stop) else None,
         num_emitted=request.num_emitted,
+        codec=request.codec,
     )
 
 
