@@ -89,7 +89,8 @@ def gumbel_noise(seed: int, position: int, like: torch.Tensor) -> torch.Tensor:
     key = _mix_int(_mix_int(seed) + position)
     token_ids = torch.arange(like.shape[-1], dtype=torch.int64, device=like.device)
     bits = _mix(token_ids * _signed(0x9E3779B97F4A7C15) + _signed(key))
-    uniform = ((bits & 0xFFFFFF).float() + 0.5) * 2.0**-24  # (vocab,) in (0, 1)
+    # 23 bits and a half: the most that float32 holds without rounding up to 1.
+    uniform = ((bits & 0x7FFFFF).float() + 0.5) * 2.0**-23  # (vocab,) in (0, 1)
     return -(-uniform.log()).log()
 
 
