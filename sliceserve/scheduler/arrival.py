@@ -28,9 +28,12 @@ class ByArrival:
             insort(self._arrivals, request.arrival)
             self._requests[request.arrival] = request
 
-    def discard(self, request: Request) -> None:
-        if self._requests.pop(request.arrival, None) is not None:
-            del self._arrivals[bisect_left(self._arrivals, request.arrival)]
+    def discard(self, request: Request) -> bool:
+        """Remove the request if it is here; say whether it was."""
+        if self._requests.pop(request.arrival, None) is None:
+            return False
+        del self._arrivals[bisect_left(self._arrivals, request.arrival)]
+        return True
 
     def first(self) -> Request | None:
         return self._requests[self._arrivals[0]] if self._arrivals else None

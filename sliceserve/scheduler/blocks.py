@@ -1,5 +1,6 @@
 """Blocks of the paged KV cache: who holds which, counted once."""
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -99,12 +100,16 @@ class BlockManager:
         self.segments = list(segments)
         self.block_size = block_size
         self.pools = [BlockPool(segment.num_blocks) for segment in segments]
+        self._stops = [segment.stop for segment in segments]
         self._holders = [ByArrival() for _ in segments]
+        self._capacities = [
+            block_size * min(segment.num_blocks for segment in segments[i:])
+            for i in range(len(segments))
+        ]
 
     def capacity(self, entry_layer: int) -> int:
         """The most positions that a request can hold which enters there and is alone."""
-        lowest = self._lowest_segment(entry_layer)
-        return self.block_size * min(segment.num_blocks for segment in self.segments[lowest:])
+        return self._capacities[self._lowest_segment(entry_layer)]
 
     def usage(self) -> list[SegmentUsage]:
         return [
@@ -185,7 +190,4 @@ class BlockManager:
         return -(-num_tokens // self.block_size) - num_held
 
     def _lowest_segment(self, entry_layer: int) -> int:
-        for i, segment in enumerate(self.segments):
-            if segment.stop > entry_layer:
-                return i
-        raise SchedulerError(f"layer {entry_layer} is above this engine's layers")
+        return bisect_right(self._stops, entry_layer)

@@ -50,8 +50,8 @@ class _Rotation:
     def add(self, request: Request) -> None:
         self._requests[request.request_id] = request
 
-    def discard(self, request: Request) -> None:
-        self._requests.pop(request.request_id, None)
+    def discard(self, request: Request) -> bool:
+        return self._requests.pop(request.request_id, None) is not None
 
     def first(self) -> Request | None:
         return next(iter(self._requests.values()), None)
@@ -93,9 +93,9 @@ class Queues:
             self.prefills.add(request)
 
     def discard(self, request: Request) -> None:
-        self.decodes.discard(request)
-        self.prefills.discard(request)
-        self.waiting.discard(request)
+        for queue in (self.decodes, self.prefills, self.waiting):
+            if queue.discard(request):
+                return
 
     def candidates(self, step: Step) -> Iterator[Request]:
         """Requests to serve next, while ``step`` has room.

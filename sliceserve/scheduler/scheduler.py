@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from sliceserve.configs import SchedulerConfig
-from sliceserve.scheduler.blocks import BlockManager
+from sliceserve.scheduler.blocks import BlockManager, SegmentUsage
 from sliceserve.scheduler.errors import RequestRefused, SchedulerError
 from sliceserve.scheduler.plan import (
     FinishReason,
@@ -40,6 +40,7 @@ class SchedulerStats:
     num_waiting: int
     num_preempted_total: int
     held_packet_bytes: int
+    segments: list[SegmentUsage]
 
 
 class Scheduler:
@@ -82,6 +83,7 @@ class Scheduler:
             num_waiting=len(self._queues.waiting),
             num_preempted_total=self._num_preempted,
             held_packet_bytes=self._held_packet_bytes,
+            segments=self.blocks.usage(),
         )
 
     def get(self, request_id: str) -> Request | None:
@@ -132,10 +134,10 @@ class Scheduler:
             self._remove(request)
 
     def schedule(self) -> StepPlan | None:
-        """Choose the next step; None when there is nothing to do. ``update`` or ``abandon`` must
-        follow before the next call."""
+        """Choose the next step; None when there is nothing to do. ``update`` must follow before the
+        next call."""
         if self._step.chosen:
-            raise SchedulerError("the step before this one has not been updated or abandoned")
+            raise SchedulerError("the step before this one has not been updated")
         self._step = Step(self._config.max_tokens_per_step, self._config.max_requests_per_step)
         for request in self._queues.candidates(self._step):
             if self._make_room(request):
@@ -158,12 +160,6 @@ class Scheduler:
             if choice is not None:
                 progress.append(self._advance(choice[0], scheduled, output))
         return progress
-
-    def abandon(self) -> None:
-        """The step failed: its requests are pending again, as if it had not been chosen."""
-        for request, _ in self._step.chosen.values():
-            self._queues.push(request)
-        self._step.chosen.clear()
 
     def _advance(
         self, request: Request, scheduled: ScheduledRequest, output: StepOutput
