@@ -11,6 +11,8 @@ PROTOCOL_VERSION = 1
 
 # Request ids, positions and token ids: whatever the data frame's header gives 32 bits to.
 Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+# A time that one can wait: neither NaN nor endless.
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +46,7 @@ class Welcome(Control, frozen=True, kw_only=True):
     max_frame_tokens: int
     max_frame_bytes: int
     resume_token: str
-    resume_timeout_s: float
+    resume_timeout_s: Seconds
 
 
 class Open(Control, frozen=True, kw_only=True):
@@ -114,14 +116,14 @@ class Error(Control, frozen=True, kw_only=True):
     code: str
     message: str
     request_id: Uint32 | None = None
-    retry_after_s: float | None = None
+    retry_after_s: Seconds | None = None
 
 
 class Drain(Control, frozen=True, kw_only=True):
     """Server → client: the server is going away; live requests may finish within ``seconds``, new
     ones should go elsewhere."""
 
-    seconds: float
+    seconds: Seconds
 
 
 class Bye(Control, frozen=True, kw_only=True):
