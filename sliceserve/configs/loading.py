@@ -1,0 +1,162 @@
+"""Settings from a YAML file, the environment and the command line; the later wins."""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+
+ENV_PREFIX = "SLICESERVE_"
+
+Config = TypeVar("Config")
+
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: where it was given, what was expected, what to do."""
+
+
+def load_config(
+    cls: type[Config],
+    path: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """A ``cls``, one of the frozen dataclasses of settings: its defaults, then the YAML file
+    ``path``, then ``env`` (None: the process's own), then ``overrides``.
+
+    Keys are dotted paths to a field ("engine.cache.num_tokens"). In the environment that key is
+    SLICESERVE_ENGINE__CACHE__NUM_TOKENS; variables whose first part names no field of ``cls`` are
+    somebody else's. Types are strict, but text from the environment or in ``overrides`` is read as
+    the field's type, lists as items between commas. Raises ConfigError.
+    """
+    values: dict[str, Any] = {}
+    for source, key, value in _given(cls, path, os.environ if env is None else env, overrides):
+        values[key] = _value(cls, source, key, value)
+    try:
+        return msgspec.convert(_nest(values), cls)
+    except msgspec.ValidationError as error:
+        # A check in __post_init__: its sentence names the field, the path the group it is in.
+        sentence, _, group = str(error).partition(" - at `$.")
+        raise ConfigError(f"{group.rstrip('`')}: {sentence}" if group else sentence) from error
+
+
+def dump_config(config: Any) -> str:
+    """The YAML that ``load_config`` reads back as ``config``, every field written out."""
+    return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
+
+
+def _given(
+    cls: type[Any],
+    path: Path | None,
+    env: Mapping[str, str],
+    overrides: Mapping[str, Any] | None,
+) -> Iterator[tuple[str, str, Any]]:
+    """(where it was given, key, value), the weakest first. Values that are to be read as text are
+    wrapped in _Text."""
+    if path is not None:
+        for key, value in _flatten(_read_yaml(path)):
+            yield str(path), key, value
+    for name in sorted(env):
+        key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+        if name.startswith(ENV_PREFIX) and key.split(".")[0] in get_type_hints(cls):
+            yield name, key, _Text(env[name])
+    for key, value in (overrides or {}).items():
+        yield "command line", key, _Text(value) if isinstance(value, str) else value
+
+
+class _Text(str):
+    """Text that stands for a value of some other type."""
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold keys and values, got {type(tree).__name__}")
+    return tree
+
+
+def _flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nest(values: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = value
+    return tree
+
+
+def _value(cls: type[Any], source: str, key: str, value: Any) -> Any:
+    fields = dict(_fields(cls))
+    if key not in fields:
+        raise ConfigError(f"{source}: {_unknown(key, list(fields))}")
+    hint = fields[key]
+    read = value
+    if isinstance(value, _Text) and _item_type(hint) is not None:
+        read = [item.strip() for item in value.split(",") if item.strip()]
+    try:
+        return msgspec.convert(read, hint, strict=not isinstance(value, _Text))
+    except msgspec.ValidationError as error:
+        got = "nothing" if value is None else repr(value)
+        raise ConfigError(f"{source}: {key} must be {_describe(hint)}, got {got}") from error
+
+
+def _fields(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and type of every field that is not itself a group of fields."""
+    for name, hint in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _fields(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{name}", hint
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    group = [other for other in known if other.startswith(f"{key}.")]
+    if group:
+        return f"{key} is a group of settings; set one of {', '.join(group)}"
+    name = key.rsplit(".", 1)[-1]
+    namesakes = [other for other in known if other.rsplit(".", 1)[-1] == name]
+    nearest = namesakes or difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
+    return f"there is no setting {key}; {hint}"
+
+
+def _item_type(hint: Any) -> Any:
+    """The type of the items if ``hint`` is a tuple, or may be one; else None."""
+    for option in (hint, *get_args(hint)):
+        if get_origin(option) is tuple:
+            return get_args(option)[0]
+    return None
+
+
+def _describe(hint: Any) -> str:
+    """A type in words."""
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"a list ({_describe(get_args(hint)[0])} each)"
+    if hint in _NAMES:
+        return _NAMES[hint]
+    # What is left is ``X | None``.
+    return " or ".join("null" if t is type(None) else _describe(t) for t in get_args(hint))

@@ -1,0 +1,188 @@
+"""Settings from file, environment and command line: which wins, and what is refused how."""
+
+from pathlib import Path
+
+import pytest
+
+from sliceserve.configs import ClientConfig, ServerConfig
+from sliceserve.configs.loading import ConfigError, dump_config, load_config
+
+PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "settings.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refusal(cls, **given) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(cls, **{"env": {}, **given})
+    return str(caught.value)
+
+
+def test_nothing_given_is_the_defaults():
+    assert load_config(ServerConfig, env={}) == ServerConfig()
+
+
+def test_the_command_line_beats_the_environment_which_beats_the_file(yaml_file):
+    path = yaml_file("port: 1\nhost: a\nengine: {cache: {num_tokens: 1, block_size: 8}}\n")
+    env = {
+        "SLICESERVE_PORT": "2",
+        "SLICESERVE_HOST": "b",
+        "SLICESERVE_ENGINE__CACHE__NUM_TOKENS": "2",
+    }
+    config = load_config(ServerConfig, path, env, {"port": 3})
+    assert (config.port, config.host) == (3, "b")
+    assert (config.engine.cache.num_tokens, config.engine.cache.block_size) == (2, 8)
+    assert config.engine.model == ServerConfig().engine.model
+
+
+def test_lists_become_tuples(yaml_file):
+    path = yaml_file("engine: {layers: {cuts: [8, 15]}}\napi_keys: [one]\n")
+    config = load_config(ServerConfig, path, env={})
+    assert config.engine.layers.cuts == (8, 15)
+    assert config.api_keys == ("one",)
+
+
+@pytest.mark.parametrize(
+    ("text", "cuts"), [("8, 15,22", (8, 15, 22)), ("7", (7,)), ("", ()), ("15,", (15,))]
+)
+def test_text_is_read_as_a_list(text, cuts):
+    name = "SLICESERVE_ENGINE__LAYERS__CUTS"
+    assert load_config(ServerConfig, env={name: text}).engine.layers.cuts == cuts
+    overrides = {"engine.layers.cuts": text}
+    assert load_config(ServerConfig, env={}, overrides=overrides).engine.layers.cuts == cuts
+
+
+@pytest.mark.parametrize(("text", "expected"), [("true", True), ("0", False)])
+def test_text_is_read_as_a_bool(text, expected):
+    env = {"SLICESERVE_ENGINE__MODEL__TRUST_REMOTE_CODE": text}
+    assert load_config(ServerConfig, env=env).engine.model.trust_remote_code is expected
+
+
+def test_text_stays_text_where_text_is_wanted():
+    env = {"SLICESERVE_SERVED_MODEL_NAME": "123", "SLICESERVE_API_KEYS": "a,b"}
+    config = load_config(ServerConfig, env=env)
+    assert (config.served_model_name, config.api_keys) == ("123", ("a", "b"))
+
+
+def test_null_in_text_is_none():
+    assert load_config(ClientConfig, env={"SLICESERVE_SPLIT": "null"}).split is None
+
+
+def test_variables_of_others_are_left_alone():
+    env = {"SLICESERVE_CACHE": "/tmp", "SLICESERVE_API_KEY": "client's", "PORT": "x"}
+    assert load_config(ServerConfig, env=env) == ServerConfig()
+    assert load_config(ClientConfig, env=env).api_key == "client's"
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("prt: 5", "port"),
+        ("engine: {cach: {num_tokens: 1}}", "engine.cache.num_tokens"),
+        ("engine: {cache: {num_token: 1}}", "engine.cache.num_tokens"),
+        ("max_model_len: 5", "engine.model.max_model_len"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(yaml_file, text, nearest):
+    message = refusal(ServerConfig, path=yaml_file(text))
+    assert "settings.yaml" in message
+    assert f"did you mean {nearest}?" in message
+
+
+def test_an_unknown_key_like_no_other_lists_the_known(yaml_file):
+    message = refusal(ClientConfig, path=yaml_file("qqqqqq: 1"))
+    assert "no setting qqqqqq" in message
+    assert "codec.slicer.sparsity" in message
+
+
+def test_an_unknown_variable_of_a_known_group_is_named():
+    message = refusal(ServerConfig, env={"SLICESERVE_ENGINE__CACHE__NUMTOKENS": "1"})
+    assert message.startswith("SLICESERVE_ENGINE__CACHE__NUMTOKENS")
+    assert "engine.cache.num_tokens" in message
+
+
+def test_a_group_is_not_a_setting(yaml_file):
+    message = refusal(ClientConfig, path=yaml_file("codec: int8"))
+    assert "codec is a group of settings" in message
+    assert "codec.name" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("port: '5'", "port must be a whole number, got '5'"),
+        ("port: 5.5", "port must be a whole number, got 5.5"),
+        ("port:", "port must be a whole number, got nothing"),
+        ("drain_timeout_s: soon", "drain_timeout_s must be a number, got 'soon'"),
+        (
+            "engine: {cache: {num_tokens: [1]}}",
+            "engine.cache.num_tokens must be a whole number or null, got [1]",
+        ),
+        (
+            "engine: {layers: {cuts: [1, b]}}",
+            "engine.layers.cuts must be a list (a whole number each) or null, got [1, 'b']",
+        ),
+        (
+            "engine: {model: {device: tpu}}",
+            "engine.model.device must be auto or cpu or cuda, got 'tpu'",
+        ),
+        (
+            "engine: {model: {trust_remote_code: 1}}",
+            "engine.model.trust_remote_code must be true or false, got 1",
+        ),
+    ],
+)
+def test_a_wrong_type_is_said_with_its_key(yaml_file, text, message):
+    path = yaml_file(text)
+    assert refusal(ServerConfig, path=path) == f"{path}: {message}"
+
+
+def test_text_that_is_no_number_names_the_variable():
+    message = refusal(ServerConfig, env={"SLICESERVE_PORT": "http"})
+    assert message == "SLICESERVE_PORT: port must be a whole number, got 'http'"
+
+
+def test_a_value_out_of_range_names_its_group():
+    message = refusal(ClientConfig, overrides={"codec.slicer.sparsity": 1.5})
+    assert message == "codec.slicer: sparsity must be at least 0 and below 1, got 1.5"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a: [1", "not valid YAML"), ("[1, 2]", "must hold keys and values"), ("x", "got str")],
+)
+def test_a_file_that_is_no_settings_is_refused(yaml_file, text, words):
+    assert words in refusal(ServerConfig, path=yaml_file(text))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    assert "cannot read" in refusal(ServerConfig, path=tmp_path / "none.yaml")
+
+
+def test_an_empty_file_is_the_defaults(yaml_file):
+    assert load_config(ServerConfig, yaml_file("# nothing\n"), env={}) == ServerConfig()
+
+
+@pytest.mark.parametrize("cls", [ServerConfig, ClientConfig])
+def test_a_dump_loads_as_the_same(yaml_file, cls):
+    overrides = {"api_keys": ("k",), "engine.layers.cuts": (4,)} if cls is ServerConfig else {}
+    config = load_config(cls, env={}, overrides=overrides)
+    assert load_config(cls, yaml_file(dump_config(config)), env={}) == config
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_load(path):
+    cls = ClientConfig if "client" in path.stem else ServerConfig
+    assert load_config(cls, path, env={}) != cls()
+
+
+def test_there_are_presets():
+    assert len(PRESETS) >= 4
