@@ -1,0 +1,143 @@
+"""One link to the server, greeted: typed messages instead of bytes."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import msgspec
+
+from sliceserve.client.errors import ConnectionRefused
+from sliceserve.transport.frames import DataFrame, ProtocolError, decode, encode
+from sliceserve.transport.link import CloseCode, Link, LinkClosed, LinkRefused, wire_bytes
+from sliceserve.transport.messages import Control, Error, Hello, Welcome
+
+# Makes a new link to the server. Raises LinkRefused.
+Dial = Callable[[], Awaitable[Link]]
+
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 5.0
+
+
+class Connection:
+    """A link after the handshake; ``welcome`` is what the server chose, and its limits."""
+
+    def __init__(self, link: Link, welcome: Welcome) -> None:
+        self.welcome = welcome
+        self._link = link
+
+    async def send(self, message: Control | DataFrame) -> int:
+        """Send one message; its bytes on the wire. Raises LinkClosed."""
+        data = encode(message)
+        await self._link.send(data)
+        return wire_bytes(len(data), from_client=True)
+
+    async def receive(self) -> tuple[Control | DataFrame, int]:
+        """The next message, and its bytes on the wire. Raises LinkClosed and ProtocolError."""
+        data = await self._link.receive()
+        return decode(data), wire_bytes(len(data), from_client=False)
+
+    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        await self._link.close(code, reason)
+
+
+class Dialer:
+    """Makes connections to one server, first and again: after the first, all claim its session and
+    ask for the cut that it chose, for the head is loaded up to there.
+
+    ``timeout_s`` bounds one attempt, ``resume_timeout_s`` all that ``reconnect`` makes.
+    """
+
+    def __init__(self, dial: Dial, hello: Hello, timeout_s: float, resume_timeout_s: float) -> None:
+        self._dial = dial
+        self._hello = hello
+        self._timeout_s = timeout_s
+        self._resume_timeout_s = resume_timeout_s
+
+    @property
+    def codec(self) -> str:
+        """Wire id of the packets that are sent."""
+        return self._hello.codec
+
+    async def connect(self) -> Connection:
+        """One attempt. Raises ConnectionRefused, with the server's own sentence if it gave one."""
+        return await self._attempt(self._timeout_s)
+
+    async def reconnect(self) -> Connection:
+        """Attempts until one succeeds, the time is over, or no other can. Raises
+        ConnectionRefused."""
+        deadline = time.monotonic() + self._resume_timeout_s
+        pauses = _pauses()
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                return await self._attempt(min(self._timeout_s, left))
+            except ConnectionRefused as error:
+                pause = max(next(pauses), error.retry_after_s or 0.0)
+                if not error.may_retry or time.monotonic() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+
+    def forget_session(self) -> None:
+        """The server keeps nothing for the next connection."""
+        self._hello = msgspec.structs.replace(self._hello, resume_token=None)
+
+    async def _attempt(self, timeout_s: float) -> Connection:
+        try:
+            connection = await asyncio.wait_for(self._greet(), timeout_s)
+        except asyncio.TimeoutError as error:
+            raise ConnectionRefused(
+                "unreachable", f"the server did not answer within {timeout_s:g} s"
+            ) from error
+        welcome = connection.welcome
+        self._hello = msgspec.structs.replace(
+            self._hello, cut=welcome.cut, resume_token=welcome.resume_token
+        )
+        return connection
+
+    async def _greet(self) -> Connection:
+        try:
+            link = await self._dial()
+        except LinkRefused as error:
+            raise ConnectionRefused(error.code, str(error), error.retry_after_s) from error
+        try:
+            return Connection(link, await _shake_hands(link, self._hello))
+        except BaseException:
+            await link.close()
+            raise
+
+
+async def _shake_hands(link: Link, hello: Hello) -> Welcome:
+    try:
+        await link.send(encode(hello))
+        answer = decode(await link.receive())
+    except LinkClosed as error:
+        raise ConnectionRefused(
+            "unreachable", f"the server hung up before it answered: {error}"
+        ) from error
+    except ProtocolError as error:
+        raise ConnectionRefused("protocol_error", str(error)) from error
+    if isinstance(answer, Error):
+        raise ConnectionRefused(answer.code, answer.message, answer.retry_after_s)
+    if not isinstance(answer, Welcome):
+        raise ConnectionRefused(
+            "protocol_error", f"the server answered Hello with {type(answer).__name__}"
+        )
+    expected = {"protocol": hello.protocol, "codec": hello.codec}
+    if hello.cut is not None:
+        expected["cut"] = hello.cut
+    for name, value in expected.items():
+        if (chosen := getattr(answer, name)) != value:
+            raise ConnectionRefused(
+                "protocol_error", f"the server chose {name} {chosen} instead of {value}"
+            )
+    return answer
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds to wait between attempts to connect: doubling, and random, so that the clients of a
+    server that comes back do not come all at once."""
+    pause = _FIRST_PAUSE_S
+    while True:
+        yield pause * random.uniform(0.5, 1.0)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -1,0 +1,33 @@
+"""What can go wrong for a split client. ``except SplitError`` catches all of it."""
+
+from sliceserve.engine.generation import GenerationError
+
+# Refusals that the same attempt can outlive.
+_PASSING = frozenset({"unreachable", "overloaded", "draining"})
+
+
+class SplitError(RuntimeError):
+    """Base of every error of the split client; the message says what to do about it."""
+
+
+class ConnectionRefused(SplitError):
+    """The server is not there, or does not let this client in.
+
+    ``code`` is for programs: "unreachable", "unauthorized", "overloaded", "draining",
+    "fingerprint_mismatch", …; ``retry_after_s`` is what the server asked to wait.
+    """
+
+    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether the same attempt can succeed later."""
+        return self.code in _PASSING
+
+
+class RequestFailed(GenerationError, SplitError):
+    """One request that was refused or failed; ``code`` and ``retry_after_s`` as in
+    GenerationError."""

@@ -1,0 +1,172 @@
+"""What a client knows of one live request: a state machine without tasks or sockets."""
+
+import asyncio
+from typing import cast, get_args
+
+from sliceserve.client.errors import RequestFailed
+from sliceserve.client.stats import RequestStats
+from sliceserve.configs import SamplingParams
+from sliceserve.engine.generation import Generated
+from sliceserve.scheduler.plan import FinishReason, Logprob, SampledToken
+from sliceserve.transport.frames import DataFrame, frames_for
+from sliceserve.transport.messages import Open, Token, Welcome
+
+
+class SplitRequest:
+    """One request between the head, which gives packets, and the server, which gives tokens.
+
+    Packets are kept as they were encoded until the request ends: whatever the server asks for
+    again, or a new server for the first time, is sent from here. ``steps`` is what the caller of
+    ``generate`` receives. Times are `time.monotonic` seconds, passed in by whoever looks at the
+    clock.
+    """
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt: list[int],
+        sampling: SamplingParams,
+        stats: RequestStats,
+        now: float,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.sampling = sampling
+        self.stats = stats
+        self.steps: asyncio.Queue[Generated | RequestFailed] = asyncio.Queue()
+        self.known_to_server = False
+        self.finished = False
+        self._outputs: list[int] = []
+        self._packets: list[bytes] = []
+        self._num_ever_sent = 0
+        self._started_at = now
+        self._first_token_at = now
+        self.start_link(now)
+        stats.num_requests += 1
+        stats.num_prompt_tokens += len(prompt)
+
+    @property
+    def num_known(self) -> int:
+        """Positions whose token is known: the prompt's and the outputs'."""
+        return len(self.prompt) + len(self._outputs)
+
+    def start_link(self, now: float) -> None:
+        """The link is a new one: the server must be told of the request before anything else."""
+        self._announced = False
+        self._opened = False
+        self._credit = 0
+        self._next_position = 0
+        self._sent_at = now
+        self._heard_at = now
+
+    def take_packets(self, start: int, packets: list[bytes]) -> None:
+        """Keep what the head has encoded, positions ``start`` on."""
+        if start != len(self._packets):
+            raise RequestFailed(
+                "internal_error",
+                f"the head gave the packet of position {start}, expected {len(self._packets)}",
+            )
+        self._packets += packets
+
+    def next_message(self, limits: Welcome, now: float) -> Open | DataFrame | None:
+        """What may be sent now; None if it is somebody else's turn. Counts it as sent.
+
+        Raises RequestFailed for a packet that fits no frame.
+        """
+        if not self._announced:
+            self._announced = self.known_to_server = True
+            self._sent_at = now
+            return Open(
+                request_id=self.request_id,
+                num_prompt=len(self.prompt),
+                sampling=self.sampling,
+                outputs=list(self._outputs),
+            )
+        start = self._next_position
+        stop = min(len(self._packets), self._credit, start + limits.max_frame_tokens)
+        if not self._opened or start >= stop:
+            return None
+        try:
+            frame = next(
+                frames_for(
+                    self.request_id,
+                    start,
+                    self._packets[start:stop],
+                    limits.max_frame_tokens,
+                    limits.max_frame_bytes,
+                )
+            )
+        except ValueError as error:
+            raise RequestFailed("packet_too_large", str(error)) from error
+        self._next_position += len(frame.packets)
+        self._sent_at = now
+        self.stats.num_packets += max(0, self._next_position - self._num_ever_sent)
+        self._num_ever_sent = max(self._num_ever_sent, self._next_position)
+        return frame
+
+    def open(self, next_position: int, credit: int, now: float) -> None:
+        """The server has taken the request, holding the packets below ``next_position``."""
+        self._opened = True
+        self._credit = credit
+        self.rewind(next_position, now)
+
+    def grant(self, credit: int, now: float) -> None:
+        self._heard_at = now
+        self._credit = max(self._credit, credit)
+
+    def rewind(self, next_position: int, now: float) -> None:
+        """Send again from ``next_position`` on. RequestFailed if the server has been told of
+        nothing there."""
+        if next_position > self._num_ever_sent:
+            raise RequestFailed(
+                "protocol_error",
+                f"the server wants position {next_position} next, but only positions below "
+                f"{self._num_ever_sent} were ever sent",
+            )
+        self._heard_at = now
+        self._next_position = next_position
+
+    def take_token(self, token: Token, now: float) -> None:
+        """Pass the next token on to ``steps``; ignore one that is here already (a server that goes
+        on with a request repeats what may have been lost). RequestFailed for one that cannot be."""
+        if token.position < self.num_known:
+            return
+        # Its logits come from the packet of the position before, which the server must have had.
+        if token.position > self.num_known or self._num_ever_sent < self.num_known:
+            raise RequestFailed(
+                "protocol_error",
+                f"the server sent a token for position {token.position}; the next is "
+                f"{self.num_known}, and {self._num_ever_sent} packets were sent",
+            )
+        reason = _finish_reason(token.finish_reason)
+        self._count_token(token, now)
+        self._outputs.append(token.token_id)
+        self.finished = reason is not None
+        top = tuple(Logprob(other.token_id, other.logprob) for other in token.top)
+        self.steps.put_nowait(Generated(SampledToken(token.token_id, token.logprob, top), reason))
+
+    def server_silence_s(self, now: float) -> float:
+        """How long the server has owed an answer; 0 while it is the head's turn."""
+        if self._opened and self._next_position < min(self.num_known, self._credit):
+            return 0.0
+        return now - max(self._sent_at, self._heard_at)
+
+    def _count_token(self, token: Token, now: float) -> None:
+        server_s = token.server_us / 1e6
+        self._heard_at = now
+        self.stats.num_tokens += 1
+        self.stats.server_s += server_s
+        self.stats.link_s += max(0.0, now - self._sent_at - server_s)
+        if not self._outputs:
+            self._first_token_at = now
+            self.stats.ttft_s += now - self._started_at
+        else:
+            self.stats.decode_s = now - self._first_token_at
+
+
+def _finish_reason(name: str | None) -> FinishReason | None:
+    if name is None:
+        return None
+    if name not in get_args(FinishReason):
+        raise RequestFailed("protocol_error", f"the server ended the request with {name!r}")
+    return cast(FinishReason, name)

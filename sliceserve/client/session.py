@@ -1,0 +1,191 @@
+"""The generator of a split model: a head engine here, and a line to the server."""
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+
+from sliceserve.client.connection import Dial, Dialer
+from sliceserve.client.errors import RequestFailed, SplitError
+from sliceserve.client.line import Line, cancel_and_wait
+from sliceserve.client.request import SplitRequest
+from sliceserve.client.stats import RequestStats, SessionStats
+from sliceserve.configs import SamplingParams
+from sliceserve.engine.client import EngineClient, EngineDead, RequestStream
+from sliceserve.engine.generation import Generated
+from sliceserve.engine.messages import AppendTokens, Cancel, EngineInfo, Open
+from sliceserve.transport.messages import Hello, Welcome
+
+
+class SplitSession:
+    """A ``Generator`` whose first layers run here and whose others run on the server, for many
+    requests at once. Lives on one event loop.
+
+    ``dial`` makes a link, ``make_head`` an engine for the layers below a cut (not yet started),
+    ``hello`` says what is wanted. ``timeout_s`` bounds each wait for the server,
+    ``resume_timeout_s`` the time to get a lost connection back.
+    """
+
+    def __init__(
+        self,
+        dial: Dial,
+        make_head: Callable[[int], EngineClient],
+        hello: Hello,
+        timeout_s: float = 60.0,
+        resume_timeout_s: float = 30.0,
+    ) -> None:
+        self._line = Line(Dialer(dial, hello, timeout_s, resume_timeout_s), timeout_s)
+        self._make_head = make_head
+        self._codec = hello.codec
+        self._ids = itertools.count(1)
+        self._head: EngineClient | None = None
+
+    async def start(self) -> None:
+        """Connect, then load the head up to the cut that the server chose.
+
+        Raises ConnectionRefused, or SplitError for a head that cannot be loaded.
+        """
+        await self._line.start()
+        head = self._make_head(self.welcome.cut)
+        try:
+            await head.start()
+        except BaseException as error:
+            await self._line.close()
+            await head.stop()
+            if isinstance(error, EngineDead):
+                raise SplitError(f"the first layers cannot be loaded: {error}") from error
+            raise
+        self._head = head
+
+    async def close(self) -> None:
+        """End live requests, here and on the server, and stop the head. May be called twice."""
+        await self.disconnect()
+        if self._head is not None:
+            await self._head.stop()
+
+    async def disconnect(self) -> None:
+        """End live requests; the server forgets them."""
+        await self._line.close()
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the server chose, and its limits."""
+        return self._line.welcome
+
+    @property
+    def info(self) -> EngineInfo:
+        """The head engine."""
+        return self._started_head().info
+
+    @property
+    def max_model_len(self) -> int:
+        """The shorter of the two sides' limits."""
+        return min(self.welcome.max_model_len, self.info.max_model_len)
+
+    @property
+    def stats(self) -> SessionStats:
+        return SessionStats(
+            hidden_size=self.info.hidden_size,
+            num_live=self._line.num_live,
+            num_reconnects=self._line.num_reconnects,
+            total=self._line.total,
+        )
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: SamplingParams, stats: RequestStats | None = None
+    ) -> AsyncGenerator[Generated, None]:
+        """See ``Generator``. ``stats``, an empty one, is filled as the request goes on.
+
+        One token is worked on ahead of the caller, never more. Raises RequestFailed.
+        """
+        head = self._started_head()
+        request = SplitRequest(
+            next(self._ids),
+            list(prompt),
+            self._settle(sampling, len(prompt)),
+            RequestStats() if stats is None else stats,
+            time.monotonic(),
+        )
+        self._line.open(request)
+        head_id = str(request.request_id)
+        listener: asyncio.Task[None] | None = None
+        try:
+            stream = head.open(self._open_in_head(request, head_id))
+            listener = asyncio.create_task(self._listen(request, stream))
+            position = len(request.prompt)
+            while True:
+                step = await request.steps.get()
+                if isinstance(step, RequestFailed):
+                    raise step
+                if step.finish_reason is None:
+                    head.send(AppendTokens(head_id, position, [step.token.token_id]))
+                    position += 1
+                yield step
+                if step.finish_reason is not None:
+                    return
+        except EngineDead as error:
+            raise _head_stopped(error) from error
+        finally:
+            self._line.drop(request)
+            with contextlib.suppress(EngineDead):
+                head.send(Cancel(head_id))
+            if listener is not None:
+                await cancel_and_wait(listener)
+
+    def _started_head(self) -> EngineClient:
+        if self._head is None:
+            raise SplitError("the session has not been started; await start() first")
+        return self._head
+
+    def _settle(self, sampling: SamplingParams, num_prompt: int) -> SamplingParams:
+        """Fill in what two servers might choose differently. Raises RequestFailed for a prompt
+        that leaves no room."""
+        if num_prompt < 1:
+            raise RequestFailed("invalid_request", "a prompt needs at least one token, got none")
+        room = self.max_model_len - num_prompt
+        if room < 1:
+            raise RequestFailed(
+                "context_length_exceeded",
+                f"the prompt has {num_prompt} tokens; client and server take at most "
+                f"{self.max_model_len} tokens, prompt and answer together",
+            )
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        if sampling.seed is None and sampling.temperature > 0:
+            sampling = replace(sampling, seed=secrets.randbits(63))
+        return sampling
+
+    def _open_in_head(self, request: SplitRequest, head_id: str) -> Open:
+        return Open(
+            request_id=head_id,
+            num_prompt=len(request.prompt),
+            prompt=request.prompt,
+            sampling=request.sampling,
+            codec=self._codec,
+            head=True,
+        )
+
+    async def _listen(self, request: SplitRequest, stream: RequestStream) -> None:
+        """Hand the head's packets over, until the stream ends or fails."""
+        try:
+            async for output in stream:
+                request.stats.head_s += output.seconds
+                if output.finish_reason is not None:
+                    raise RequestFailed(
+                        output.error_code or "internal_error",
+                        output.error or f"the head ended the request: {output.finish_reason}",
+                        output.retry_after_s,
+                    )
+                if output.packets:
+                    request.take_packets(output.start, output.packets)
+                    self._line.wake()
+        except EngineDead as error:
+            self._line.fail(request, _head_stopped(error))
+        except RequestFailed as error:
+            self._line.fail(request, error)
+
+
+def _head_stopped(error: EngineDead) -> RequestFailed:
+    return RequestFailed("internal_error", f"the head engine has stopped: {error}")
