@@ -47,12 +47,12 @@ def content_digest(files: Iterable[Path]) -> str:
     ]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     cached = cache_dir() / "digests" / key
-    with contextlib.suppress(FileNotFoundError):
+    # A cache that is not there or cannot be written costs time, and nothing else.
+    with contextlib.suppress(OSError):
         return cached.read_text()
     digest = hashlib.sha256()
     for file in files:
         digest.update(_file_digest(file))
-    # A cache that cannot be written costs time at the next start, and nothing else.
     with contextlib.suppress(OSError):
         _write_atomically(cached, digest.hexdigest())
     return digest.hexdigest()

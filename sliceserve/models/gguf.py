@@ -125,10 +125,12 @@ def _optional(reader: GGUFReader, key: str, default: Any = None) -> Any:
     return default if field is None else field.contents()
 
 
-def _required(reader: GGUFReader, key: str) -> Any:
-    value = _optional(reader, key)
+def _required(reader: GGUFReader, key: str, default: Any = None) -> Any:
+    value = _optional(reader, key, default)
     if value is None:
         raise ModelError(f"the .gguf file has no {key}")
+    if isinstance(value, list):
+        raise ModelError(f"{key} must be the same in every layer")
     return value
 
 
@@ -156,7 +158,7 @@ def _config(reader: GGUFReader) -> dict[str, Any]:
         "hidden_size": hidden_size,
         "num_hidden_layers": _required(reader, f"{arch}.block_count"),
         "num_attention_heads": num_heads,
-        "num_key_value_heads": _optional(reader, f"{arch}.attention.head_count_kv", num_heads),
+        "num_key_value_heads": _required(reader, f"{arch}.attention.head_count_kv", num_heads),
         "head_dim": head_dim,
         "intermediate_size": _required(reader, f"{arch}.feed_forward_length"),
         "vocab_size": int(tensors["token_embd.weight"].shape[1]),
@@ -207,23 +209,33 @@ def _llama3_parameters(theta: float, head_dim: int, factors: ReaderTensor) -> di
 
 
 def _write_weights(reader: GGUFReader, spec: ModelSpec, arch: str, folder: Path) -> None:
-    shards: list[list[ReaderTensor]] = [[]]
-    num_bytes = 0
-    for tensor in reader.tensors:
-        size = 2 * int(tensor.n_elements)
-        if shards[-1] and num_bytes + size > _SHARD_BYTES:
-            shards.append([])
-            num_bytes = 0
-        num_bytes += size
-        if tensor.name != _ROPE_FACTORS:
-            shards[-1].append(tensor)
+    shards = _shards([tensor for tensor in reader.tensors if tensor.name != _ROPE_FACTORS])
     weight_map = {}
     for i, shard in enumerate(shards, start=1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
         weights = {_hub_name(tensor.name): _weight(tensor, spec, arch) for tensor in shard}
         save_file(weights, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(weights, file)
-    _write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+    total_size = sum(_num_bytes(tensor) for shard in shards for tensor in shard)
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _shards(tensors: list[ReaderTensor]) -> list[list[ReaderTensor]]:
+    """Tensors in their order, in groups that fit a file of ``_SHARD_BYTES``."""
+    shards: list[list[ReaderTensor]] = []
+    room = 0
+    for tensor in tensors:
+        if not shards or _num_bytes(tensor) > room:
+            shards.append([])
+            room = _SHARD_BYTES
+        shards[-1].append(tensor)
+        room -= _num_bytes(tensor)
+    return shards
+
+
+def _num_bytes(tensor: ReaderTensor) -> int:
+    return 2 * int(tensor.n_elements)
 
 
 def _hub_name(name: str) -> str:
