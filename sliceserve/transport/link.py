@@ -42,9 +42,10 @@ class LinkClosed(ConnectionError):
 class LinkRefused(ConnectionError):
     """No link came to be. The message says what was tried, what was answered and what to do.
 
-    ``code``: "unreachable" (no answer), "unauthorized", "not_found", "overloaded", "draining" or
-    "protocol_error" (an answer that is none of `sliceserve.v1`). ``status`` is the HTTP status, if
-    there was one; ``retry_after_s`` what the server asked to wait.
+    ``code``: "unreachable" (no answer), "overloaded" and "draining" may pass; "unauthorized",
+    "not_found" and "protocol_error" (an answer that is none of `sliceserve.v1`) will not.
+    ``status`` is the HTTP status, if there was one; ``retry_after_s`` what the server asked to
+    wait.
     """
 
     def __init__(
@@ -58,11 +59,6 @@ class LinkRefused(ConnectionError):
         self.code = code
         self.status = status
         self.retry_after_s = retry_after_s
-
-    @property
-    def may_retry(self) -> bool:
-        """Whether the same attempt can succeed later."""
-        return self.code in ("unreachable", "overloaded", "draining")
 
 
 class Link(Protocol):

@@ -124,7 +124,7 @@ class ShapingProxy:
         lane = Lane(bottleneck, deliver, self._clock, self._origin_s, self._flowing)
         try:
             while data := await reader.read(CHUNK_BYTES):
-                await lane.push(data)
+                await lane.push(data, len(data))
                 await self._flowing.wait()
             await lane.finish()
             writer.write_eof()

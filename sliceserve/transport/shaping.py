@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from sliceserve.transport.link import CloseCode, Link, LinkClosed
+from sliceserve.transport.link import CloseCode, Link, LinkClosed, wire_bytes
 from sliceserve.transport.loopback import ClosableQueue
 from sliceserve.transport.rates import RateTrace, constant_rate
 
@@ -144,7 +144,7 @@ class Lane:
     """Carries the pieces of one connection through a bottleneck, in order, to ``deliver``.
 
     ``origin_s`` is when the line began, on ``clock``. While ``flowing`` is unset nothing is
-    delivered. A ``deliver`` that raises a ConnectionError ends the lane.
+    delivered. A ``deliver`` that raises an OSError ends the lane.
     """
 
     def __init__(
@@ -164,10 +164,11 @@ class Lane:
         self._turn = asyncio.Lock()
         self._task = asyncio.create_task(self._carry())
 
-    async def push(self, data: bytes) -> None:
-        """Send off one piece; waits while the send buffer is full. LinkClosed once it ended."""
+    async def push(self, data: bytes, num_bytes: int) -> None:
+        """Send off one piece, which takes ``num_bytes`` of the line; waits while the send buffer is
+        full. LinkClosed once the lane has ended."""
         async with self._turn:
-            passage = self._bottleneck.enter(len(data), self._clock.now() - self._origin_s)
+            passage = self._bottleneck.enter(num_bytes, self._clock.now() - self._origin_s)
             await self._queue.put((passage.arrival_s + self._origin_s, data))
             await self._clock.sleep_until(passage.room_s + self._origin_s)
 
@@ -196,7 +197,7 @@ class Lane:
             except LinkClosed as error:
                 await self._queue.close(error.code, error.reason)
                 return
-            except ConnectionError as error:
+            except OSError as error:
                 await self._queue.close(CloseCode.ABNORMAL, str(error))
                 return
 
@@ -225,7 +226,7 @@ class ShapedLink:
         return self._link.bytes_received
 
     async def send(self, data: bytes) -> None:
-        await self._up.push(data)
+        await self._up.push(data, wire_bytes(len(data), from_client=True))
 
     async def receive(self) -> bytes:
         return await self._inbox.get()
@@ -247,4 +248,4 @@ class ShapedLink:
                 await self._inbox.close(error.code, error.reason)
                 await self._up.finish(error.code, error.reason)
                 return
-            await self._down.push(data)
+            await self._down.push(data, wire_bytes(len(data), from_client=False))

@@ -101,10 +101,11 @@ async def test_a_shaped_link_takes_its_time_both_ways(clock: FakeClock) -> None:
     for _ in range(3):
         assert await clock.run(server.receive()) == bytes(10_000)
         times.append(clock.now() - start)
-    assert times == pytest.approx([0.03, 0.04, 0.05])
+    # Messages with their 8 or 4 bytes of framing, as they would be on a WebSocket.
+    assert times == pytest.approx([0.030008, 0.040016, 0.050024])
     await server.send(bytes(10_000))
     assert await clock.run(link.receive()) == bytes(10_000)
-    assert clock.now() - start == pytest.approx(0.05 + 0.001 + 0.02)
+    assert clock.now() - start == pytest.approx(0.050024 + 0.0010004 + 0.02)
     assert (link.bytes_sent, link.bytes_received) == (client.bytes_sent, client.bytes_received)
     assert link.bytes_sent == 3 * 10_008
     await link.close()
@@ -125,9 +126,10 @@ async def test_a_slow_line_holds_the_sender_back(clock: FakeClock) -> None:
     client, _ = loopback_pair()
     link = ShapedLink(client, LinkShape(up_mbps=8.0), clock)
     start = clock.now()
-    await link.send(bytes(SEND_BUFFER_BYTES))
+    fills_the_buffer = bytes(SEND_BUFFER_BYTES - 8)
+    await link.send(fills_the_buffer)
     assert clock.now() == start
-    await clock.run(link.send(bytes(SEND_BUFFER_BYTES)))
+    await clock.run(link.send(fills_the_buffer))
     assert clock.now() - start == pytest.approx(SEND_BUFFER_BYTES / 1e6)
     await clock.run(link.close())
 

@@ -134,4 +134,4 @@ async def test_a_target_that_is_down_is_a_refused_link() -> None:
         async with ShapingProxy("127.0.0.1", unused.getsockname()[1]) as proxy:
             with pytest.raises(LinkRefused) as caught:
                 await connect(f"http://127.0.0.1:{proxy.port}")
-            assert caught.value.may_retry
+            assert caught.value.code == "unreachable"

@@ -168,7 +168,6 @@ async def test_a_refusal_says_what_the_server_said_and_what_to_do(
             await connect(url, api_key="k")
     assert (caught.value.code, caught.value.status) == (code, status)
     assert caught.value.retry_after_s == 7.0
-    assert caught.value.may_retry == (status in (429, 500, 503))
     assert "127.0.0.1" in str(caught.value)
 
 
@@ -189,7 +188,6 @@ async def test_a_server_that_speaks_no_subprotocol_is_refused() -> None:
         with pytest.raises(LinkRefused, match=f"does not speak {SUBPROTOCOL}") as caught:
             await connect(url)
     assert caught.value.code == "protocol_error"
-    assert not caught.value.may_retry
 
 
 async def test_nobody_there() -> None:
@@ -199,7 +197,6 @@ async def test_nobody_there() -> None:
         with pytest.raises(LinkRefused, match=f"cannot reach ws://127.0.0.1:{port}") as caught:
             await connect(f"http://127.0.0.1:{port}")
     assert caught.value.code == "unreachable"
-    assert caught.value.may_retry
 
 
 async def test_a_server_that_says_nothing_or_hangs_up_or_talks_of_something_else() -> None:
