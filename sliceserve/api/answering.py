@@ -1,0 +1,254 @@
+"""From a checked request to an HTTP answer, whole or streamed; the same for both endpoints."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from fastapi import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from sliceserve.api.backend import Backend
+from sliceserve.api.errors import ApiError, as_api_error, invalid
+from sliceserve.api.metrics import Metrics, RequestTimer
+from sliceserve.api.protocol import GenerationRequest
+from sliceserve.api.responses import Reply, Usage
+from sliceserve.configs import SamplingParams
+from sliceserve.engine.generation import GenerationError, TextChunk, stream_text
+
+# One request may not fill the engine by itself.
+MAX_ANSWERS = 128
+# Chunks that may wait for a slow reader, for each answer.
+_MAX_WAITING = 32
+
+T = TypeVar("T")
+
+
+class Format(Protocol):
+    """How one endpoint words its answers. Made for one request; may keep state."""
+
+    def beginning(self, index: int) -> Reply | None:
+        """The chunk that comes before the first text of answer ``index``."""
+        ...
+
+    def delta(self, index: int, chunk: TextChunk) -> Reply:
+        """One chunk of answer ``index``."""
+        ...
+
+    def usage(self, usage: Usage) -> Reply:
+        """The last chunk, if usage was asked for."""
+        ...
+
+    def whole(self, answers: list[list[TextChunk]], usage: Usage) -> Reply:
+        """Everything at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer to make."""
+
+    prompt: list[int]
+    sampling: SamplingParams
+
+
+@dataclass(slots=True)
+class Job:
+    """A request, ready to run. ``answers`` are ordered by prompt, then by choice."""
+
+    request: GenerationRequest
+    answers: list[Answer]
+    num_prompt_tokens: int
+    num_sampled: int = 0
+
+    @property
+    def usage(self) -> Usage:
+        total = self.num_prompt_tokens + self.num_sampled
+        return Usage(self.num_prompt_tokens, self.num_sampled, total)
+
+
+def plan_job(request: GenerationRequest, prompts: list[list[int]], backend: Backend) -> Job:
+    """Check prompts (token ids) against the model's limits. Raises ApiError."""
+    max_model_len = backend.expect_generator().max_model_len
+    if len(prompts) * request.num_choices > MAX_ANSWERS:
+        raise invalid(f"at most {MAX_ANSWERS} answers can be asked for at once", "n")
+    answers = []
+    for prompt in prompts:
+        _expect_fits(prompt, request.wanted_tokens, max_model_len)
+        max_tokens = request.wanted_tokens or max_model_len - len(prompt)
+        for choice in range(request.num_choices):
+            answers.append(Answer(prompt, request.sampling(max_tokens, choice)))
+    return Job(request, answers, sum(map(len, prompts)))
+
+
+async def answer(
+    http: Request, job: Job, form: Format, backend: Backend, metrics: Metrics
+) -> Response:
+    """Generate, and end at once if the client goes away. Raises ApiError for what fails before
+    the first token; later failures of a stream are an event in it."""
+    chunks = _generate(job, backend, metrics)
+    try:
+        if not job.request.stream:
+            reply = await _while_connected(http, _collect(job, chunks, form))
+            return Response(msgspec.json.encode(reply), media_type="application/json")
+        # Refusals come before the first token, and must still find a status to set.
+        first = await _while_connected(http, anext(chunks))
+    except Exception as error:
+        raise as_api_error(error) from error
+    return _EventStream(_events(job, first, chunks, form), chunks)
+
+
+async def _collect(job: Job, chunks: "Chunks", form: Format) -> Reply:
+    answers: list[list[TextChunk]] = [[] for _ in job.answers]
+    async for index, chunk in chunks:
+        answers[index].append(chunk)
+    return form.whole(answers, job.usage)
+
+
+async def _events(
+    job: Job, first: "tuple[int, TextChunk]", chunks: "Chunks", form: Format
+) -> AsyncIterator[bytes]:
+    """The server-sent events of a stream."""
+    include_usage = job.request.include_usage
+    try:
+        for index in range(len(job.answers)):
+            if (beginning := form.beginning(index)) is not None:
+                yield _event(beginning, include_usage)
+        for reply in _visible(form, *first):
+            yield _event(reply, include_usage)
+        async for index, chunk in chunks:
+            for reply in _visible(form, index, chunk):
+                yield _event(reply, include_usage)
+        if include_usage:
+            yield _event(form.usage(job.usage), include_usage)
+    except Exception as error:
+        # The status has been sent; this is the only place left to say it.
+        yield b"data: " + msgspec.json.encode(as_api_error(error).body) + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def _visible(form: Format, index: int, chunk: TextChunk) -> Iterator[Reply]:
+    """Nothing is sent for a token whose text is held back, unless its logprobs were asked for."""
+    has_logprob = chunk.token is not None and chunk.token.logprob is not None
+    if chunk.text or chunk.finish_reason is not None or has_logprob:
+        yield form.delta(index, chunk)
+
+
+def _event(reply: Reply, include_usage: bool) -> bytes:
+    if include_usage and reply.usage is msgspec.UNSET:
+        reply = msgspec.structs.replace(reply, usage=None)
+    return b"data: " + msgspec.json.encode(reply) + b"\n\n"
+
+
+Chunks = AsyncGenerator[tuple[int, TextChunk], None]
+
+
+async def _generate(job: Job, backend: Backend, metrics: Metrics) -> Chunks:
+    """Chunks of all answers as they come, with the index of theirs. Closing it cancels all."""
+    waiting: asyncio.Queue[tuple[int, TextChunk | Exception | None]]
+    waiting = asyncio.Queue(_MAX_WAITING * len(job.answers))
+    tasks = [
+        asyncio.create_task(_run(index, job, backend, metrics, waiting))
+        for index in range(len(job.answers))
+    ]
+    try:
+        num_running = len(tasks)
+        while num_running:
+            index, news = await waiting.get()
+            if news is None:
+                num_running -= 1
+            elif isinstance(news, Exception):
+                raise news
+            else:
+                job.num_sampled += news.token is not None
+                yield index, news
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _run(
+    index: int,
+    job: Job,
+    backend: Backend,
+    metrics: Metrics,
+    waiting: "asyncio.Queue[tuple[int, TextChunk | Exception | None]]",
+) -> None:
+    """Put the chunks of one answer, then None, or the error that ended it."""
+    wanted = job.answers[index]
+    # The prompt that several choices share counts once.
+    num_prompt = len(wanted.prompt) if index % job.request.num_choices == 0 else 0
+    timer = RequestTimer(metrics, "thin", num_prompt)
+    chunks = stream_text(
+        backend.expect_generator(),
+        backend.tokenizer,
+        wanted.prompt,
+        wanted.sampling,
+        job.request.stop_strings,
+    )
+    last: Exception | None = GenerationError("internal_error", "the answer broke off")
+    try:
+        async for chunk in chunks:
+            if chunk.token is not None:
+                timer.token()
+            if chunk.finish_reason is not None:
+                timer.finish(chunk.finish_reason)
+                last = None
+            await waiting.put((index, chunk))
+    except Exception as error:
+        last = error
+    finally:
+        await chunks.aclose()
+    await waiting.put((index, last))
+
+
+class _EventStream(StreamingResponse):
+    """Closes ``source`` however the response ends, even if not one event was asked for."""
+
+    def __init__(self, events: AsyncIterator[bytes], source: Chunks) -> None:
+        super().__init__(
+            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._source.aclose()
+
+
+async def _while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is cancelled when the client goes away."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_disconnected(http))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            # Nobody reads it; 499 is what logs call a request that its client closed.
+            raise ApiError(499, "the client went away", "client_closed_request")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _expect_fits(prompt: Sequence[int], wanted: int | None, max_model_len: int) -> None:
+    if not prompt:
+        raise invalid("the prompt has no tokens; send at least one")
+    num_tokens = len(prompt) + (1 if wanted is None else wanted)
+    if num_tokens > max_model_len:
+        answer = "at least 1" if wanted is None else str(wanted)
+        raise invalid(
+            f"This model's maximum context length is {max_model_len} tokens. However, you "
+            f"requested {num_tokens} tokens ({len(prompt)} in the prompt, {answer} in the "
+            "completion). Shorten the prompt or ask for fewer tokens.",
+            code="context_length_exceeded",
+        )

@@ -1,0 +1,122 @@
+"""The HTTP application: the same for a server and for a gateway on the device."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, WebSocket
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse, Response
+
+from sliceserve import __version__
+from sliceserve.api.backend import Backend
+from sliceserve.api.chat import create_chat_completion
+from sliceserve.api.completions import create_completion
+from sliceserve.api.errors import install_error_handlers
+from sliceserve.api.gate import Gate
+from sliceserve.api.lifecycle import Lifecycle
+from sliceserve.api.metrics import Metrics
+from sliceserve.api.protocol import ChatCompletionRequest, CompletionRequest
+from sliceserve.api.split import SplitEndpoint, SplitLimits
+from sliceserve.engine.client import EngineDead
+from sliceserve.engine.messages import EngineStats
+
+# An engine answers between two steps; one that takes longer is busy, not dead.
+_STATS_TIMEOUT_S = 2.0
+
+
+def create_app(
+    backend: Backend,
+    *,
+    api_keys: Sequence[str] = (),
+    lifecycle: Lifecycle | None = None,
+    split_limits: SplitLimits | None = None,
+) -> FastAPI:
+    """Routes over ``backend``. ``lifecycle`` is how whoever runs the app drains it.
+
+    Call it on the event loop that will run the app.
+    """
+    lifecycle = lifecycle or Lifecycle()
+    metrics = Metrics()
+    app = FastAPI(title="SliceServe", version=__version__, redirect_slashes=False)
+    install_error_handlers(app)
+    app.add_middleware(Gate, api_keys=api_keys, lifecycle=lifecycle)
+    _add_openai_routes(app, backend, metrics)
+    _add_status_routes(app, backend, lifecycle, metrics)
+    if backend.engine is not None:
+        split = SplitEndpoint(backend.models[0], backend.engine, lifecycle, metrics, split_limits)
+        _add_split_routes(app, split)
+    return app
+
+
+def _add_openai_routes(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
+    created = int(time.time())
+
+    def card(name: str) -> dict[str, Any]:
+        card = {"id": name, "object": "model", "created": created, "owned_by": "sliceserve"}
+        if backend.generator is not None:
+            card["max_model_len"] = backend.generator.max_model_len
+        return card
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [card(name) for name in backend.models]}
+
+    # Hub names have a slash in them.
+    @app.get("/v1/models/{name:path}")
+    async def retrieve_model(name: str) -> dict[str, Any]:
+        backend.expect_model(name)
+        return card(name)
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(http: Request, request: CompletionRequest) -> Response:
+        return await create_completion(http, request, backend, metrics)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(http: Request, request: ChatCompletionRequest) -> Response:
+        return await create_chat_completion(http, request, backend, metrics)
+
+
+def _add_status_routes(
+    app: FastAPI, backend: Backend, lifecycle: Lifecycle, metrics: Metrics
+) -> None:
+    async def stats() -> EngineStats | None:
+        """None from an engine that is busy. Raises EngineDead."""
+        try:
+            return await asyncio.wait_for(backend.stats(), _STATS_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            return None
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        if lifecycle.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        try:
+            await stats()
+        except EngineDead as error:
+            return JSONResponse({"status": "dead", "message": str(error)}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    @app.get("/metrics", response_model=None)
+    async def expose_metrics() -> Response:
+        try:
+            now = await stats()
+        except EngineDead:
+            # What was counted here is still true.
+            now = None
+        return Response(metrics.expose(now), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_split_routes(app: FastAPI, split: SplitEndpoint) -> None:
+    @app.get("/v1/split/info")
+    async def split_info() -> dict[str, Any]:
+        return split.describe()
+
+    @app.websocket("/v1/split")
+    async def connect(websocket: WebSocket) -> None:
+        await split.serve(websocket)

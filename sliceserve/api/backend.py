@@ -1,0 +1,47 @@
+"""What the API serves: a server's own engine, or a split client on a device."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from sliceserve.api.errors import ApiError
+from sliceserve.engine.client import EngineClient
+from sliceserve.engine.generation import Generator
+from sliceserve.engine.messages import EngineStats
+from sliceserve.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """``models`` are the names it answers to, the first being its own. ``generator`` is None where
+    an engine lacks the first layers, so that only split clients can use it. ``engine`` is what
+    split clients connect to; None on a gateway. ``stats`` asks the engine of this machine, and
+    raises EngineDead when that is gone."""
+
+    models: tuple[str, ...]
+    fingerprint: str
+    tokenizer: Tokenizer
+    generator: Generator | None
+    engine: EngineClient | None
+    stats: Callable[[], Awaitable[EngineStats]]
+
+    def expect_model(self, name: str) -> None:
+        """Raise ApiError 404 for a model that is not served here."""
+        if name not in self.models:
+            raise ApiError(
+                404,
+                f"The model '{name}' does not exist; this server has {', '.join(self.models)}.",
+                "model_not_found",
+                "model",
+            )
+
+    def expect_generator(self) -> Generator:
+        """Raise ApiError 400 where text needs a split client."""
+        if self.generator is None:
+            raise ApiError(
+                400,
+                "This server runs the upper layers of the model only. Generate text with a split "
+                "client: `sliceserve gateway` offers this API on the device, SplitLLM is the "
+                "Python SDK.",
+                "split_client_required",
+            )
+        return self.generator

@@ -1,0 +1,80 @@
+"""What every request to /v1 passes first: keys, the size of its body, and the server's mood."""
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sliceserve.api.errors import ApiError
+from sliceserve.api.lifecycle import Lifecycle
+
+MAX_BODY_BYTES = 16 << 20
+
+
+class Gate:
+    """ASGI middleware. Refuses requests under /v1 before anything else looks at them, WebSockets
+    included (they get an HTTP answer instead of an upgrade), and counts those that are live.
+
+    With no ``api_keys`` everybody may enter. While draining, questions (GET) are still answered.
+    """
+
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str], lifecycle: Lifecycle) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in api_keys]
+        self._lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        is_work = scope["type"] == "http" and scope["method"] == "POST"
+        try:
+            self._expect_key(headers)
+            if is_work or scope["type"] == "websocket":
+                self._lifecycle.expect_serving()
+            if is_work:
+                _expect_body_size(int(headers.get("content-length", "0")))
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        if not is_work:
+            await self._app(scope, receive, send)
+            return
+        with self._lifecycle.work():
+            await self._app(scope, _measured(receive), send)
+
+    def _expect_key(self, headers: Headers) -> None:
+        if not self._keys:
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip().encode()
+        # Every key is compared, so that the time taken says nothing about which one came close.
+        matches = [hmac.compare_digest(given, known) for known in self._keys]
+        if scheme.lower() != "bearer" or not any(matches):
+            problem = "Incorrect API key provided" if given else "You didn't provide an API key"
+            raise ApiError(
+                401,
+                f"{problem}; send it as 'Authorization: Bearer KEY'",
+                "invalid_api_key",
+            )
+
+
+def _measured(receive: Receive) -> Receive:
+    """Stop a body that does not say its length (chunked) once it is too large."""
+    num_bytes = 0
+
+    async def measured() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        _expect_body_size(num_bytes)
+        return message
+
+    return measured
+
+
+def _expect_body_size(num_bytes: int) -> None:
+    if num_bytes > MAX_BODY_BYTES:
+        raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "request_too_large")

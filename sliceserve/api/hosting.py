@@ -1,0 +1,145 @@
+"""One application on one socket, from ready to drained."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+
+import uvicorn
+
+from sliceserve.api.app import create_app
+from sliceserve.api.backend import Backend
+from sliceserve.api.lifecycle import Lifecycle
+from sliceserve.api.shutdown import Shutdown
+from sliceserve.api.split import SplitLimits
+from sliceserve.engine.messages import EngineStats
+from sliceserve.transport.frames import MAX_FRAME_BYTES
+
+_WATCH_INTERVAL_S = 1.0
+# For answers that are on their way when everything has ended.
+_CLOSE_TIMEOUT_S = 2
+
+
+class ServerError(RuntimeError):
+    """The server cannot start, or cannot go on; a sentence for the operator."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has its address, 0 being any free port, and does not listen yet. Raises
+    ServerError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # The protocol must be named for asyncio to switch Nagle's algorithm off.
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise _cannot_listen(host, port, error) from error
+    return sock
+
+
+async def serve(
+    backend: Backend,
+    sock: socket.socket,
+    shutdown: Shutdown,
+    close: Callable[[], Awaitable[None]],
+    ready: Callable[[str], None],
+    *,
+    api_keys: tuple[str, ...],
+    drain_timeout_s: float,
+    split_limits: SplitLimits | None = None,
+) -> None:
+    """Serve until a signal, then drain. ``ready`` is called with the URL once requests are
+    answered; ``close`` ends the backend when live requests are done or out of time. Raises
+    ServerError when the engine dies."""
+    lifecycle = Lifecycle()
+    app = create_app(backend, api_keys=api_keys, lifecycle=lifecycle, split_limits=split_limits)
+    address = sock.getsockname()
+    server = _Server(_uvicorn_config(app), lambda: ready(_url(address)))
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    watching = asyncio.create_task(_watch(backend.stats))
+    requested = asyncio.create_task(shutdown.requested.wait())
+    try:
+        await asyncio.wait({serving, watching, requested}, return_when=asyncio.FIRST_COMPLETED)
+        if requested.done():
+            await _drain(lifecycle, shutdown, watching, drain_timeout_s)
+        # Ends what is still live with an answer that says so.
+        await close()
+        server.should_exit = True
+        await serving
+        if watching.done() and not shutdown.requested.is_set():
+            raise ServerError(f"the engine has died: {watching.exception()}")
+    except OSError as error:
+        raise _cannot_listen(address[0], address[1], error) from error
+    finally:
+        for task in (serving, watching, requested):
+            task.cancel()
+        await asyncio.gather(serving, watching, requested, return_exceptions=True)
+
+
+async def _drain(
+    lifecycle: Lifecycle, shutdown: Shutdown, watching: "asyncio.Task[None]", timeout_s: float
+) -> None:
+    lifecycle.begin_drain(timeout_s)
+    idle = asyncio.create_task(lifecycle.wait_idle())
+    urgent = asyncio.create_task(shutdown.urgent.wait())
+    await asyncio.wait(
+        {idle, urgent, watching}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+    )
+    idle.cancel()
+    urgent.cancel()
+
+
+async def _watch(stats: Callable[[], Awaitable[EngineStats]]) -> None:
+    """Return never. Raises EngineDead."""
+    while True:
+        await stats()
+        await asyncio.sleep(_WATCH_INTERVAL_S)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, but signals are not its business."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return contextlib.nullcontext()
+
+
+def _uvicorn_config(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=MAX_FRAME_BYTES,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+    )
+
+
+def _url(address: tuple[str, int]) -> str:
+    name, port = address[:2]
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ServerError:
+    return ServerError(
+        f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port (0 takes "
+        "any that is free) or host"
+    )

@@ -1,0 +1,195 @@
+"""WebSocket /v1/split: where split clients come in."""
+
+import asyncio
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from sliceserve.api.errors import invalid
+from sliceserve.api.lifecycle import Lifecycle
+from sliceserve.api.metrics import Metrics
+from sliceserve.api.split_session import Ending, Session, receive, refuse
+from sliceserve.engine.client import EngineClient
+from sliceserve.engine.messages import EngineInfo
+from sliceserve.transport.frames import MAX_FRAME_BYTES, MAX_FRAME_TOKENS, ProtocolError
+from sliceserve.transport.link import CloseCode
+from sliceserve.transport.messages import (
+    PROTOCOL_VERSION,
+    SUBPROTOCOL,
+    Drain,
+    Error,
+    Hello,
+    Welcome,
+)
+
+_RESUME_TOKEN_BYTES = 32
+_RESUME_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitLimits:
+    """Bounds of one connection. ``max_requests`` live at once; ``max_waiting`` messages that a
+    client may leave unread; ``resume_timeout_s``: how long the engine keeps what a lost connection
+    has left behind."""
+
+    max_requests: int = 256
+    max_frame_tokens: int = MAX_FRAME_TOKENS
+    max_frame_bytes: int = MAX_FRAME_BYTES
+    max_waiting: int = 4096
+    hello_timeout_s: float = 10.0
+    resume_timeout_s: float = 60.0
+
+
+class SplitEndpoint:
+    """All split connections of one engine.
+
+    Nothing of a connection is kept here once it is gone: the engine holds the requests, under ids
+    that begin with the session's secret resume token.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        engine: EngineClient,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        limits: SplitLimits | None = None,
+    ) -> None:
+        self._model = model
+        self._engine = engine
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._limits = limits or SplitLimits()
+        self._sessions: dict[str, Session] = {}
+        lifecycle.on_drain(self._announce_drain)
+
+    def describe(self) -> dict[str, Any]:
+        """What a client may want to know before it loads a head (GET /v1/split/info)."""
+        info = self._engine.info
+        return {
+            "model": self._model,
+            "fingerprint": info.fingerprint,
+            "protocol": PROTOCOL_VERSION,
+            "num_layers": info.num_layers,
+            "cuts": info.cuts,
+            "codecs": info.codecs,
+            "thin": info.thin,
+            "max_model_len": info.max_model_len,
+        }
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """One connection, from its upgrade to its end."""
+        if SUBPROTOCOL not in websocket.scope["subprotocols"]:
+            error = invalid(f"/v1/split speaks the WebSocket subprotocol {SUBPROTOCOL} only")
+            await websocket.send_denial_response(error.response())
+            return
+        await websocket.accept(SUBPROTOCOL)
+        try:
+            welcome = await self._greet(websocket)
+        except WebSocketDisconnect:
+            return
+        except ProtocolError as refused:
+            words = Error(code=refused.code, message=refused.message)
+            await refuse(websocket, Ending(CloseCode.PROTOCOL_ERROR, words))
+            return
+        session = Session(
+            websocket,
+            welcome,
+            self._engine,
+            self._lifecycle,
+            self._metrics,
+            self._limits.max_waiting,
+        )
+        await self._run(session, welcome.resume_token)
+
+    async def _run(self, session: Session, token: str) -> None:
+        older = self._sessions.get(token)
+        if older is not None:
+            # Its line is dead, and nobody has noticed yet.
+            older.supersede()
+        self._sessions[token] = session
+        self._metrics.split_sessions.inc()
+        try:
+            await session.run()
+        finally:
+            self._metrics.split_sessions.dec()
+            if self._sessions.get(token) is session:
+                del self._sessions[token]
+
+    async def _greet(self, websocket: WebSocket) -> Welcome:
+        limits = self._limits
+        try:
+            hello = await asyncio.wait_for(
+                receive(websocket, limits.max_frame_bytes, limits.max_frame_tokens, self._metrics),
+                limits.hello_timeout_s,
+            )
+        except asyncio.TimeoutError as error:
+            raise ProtocolError(
+                "protocol_error", f"no Hello came within {limits.hello_timeout_s:g} s"
+            ) from error
+        if not isinstance(hello, Hello):
+            raise ProtocolError(
+                "protocol_error", f"the first message must be Hello, got {type(hello).__name__}"
+            )
+        if self._lifecycle.draining:
+            raise ProtocolError("draining", "this server is shutting down; connect to another one")
+        info = self._engine.info
+        _expect_same_model(hello, info)
+        if hello.resume_token is not None and not _RESUME_TOKEN.fullmatch(hello.resume_token):
+            raise ProtocolError(
+                "invalid_resume_token", "a resume token must be one that a Welcome has given"
+            )
+        return Welcome(
+            cut=_choose_cut(hello, info),
+            codec=_choose_codec(hello, info),
+            model=self._model,
+            num_layers=info.num_layers,
+            max_model_len=info.max_model_len,
+            max_requests=limits.max_requests,
+            max_frame_tokens=limits.max_frame_tokens,
+            max_frame_bytes=limits.max_frame_bytes,
+            resume_token=hello.resume_token or secrets.token_urlsafe(_RESUME_TOKEN_BYTES),
+            resume_timeout_s=limits.resume_timeout_s,
+        )
+
+    def _announce_drain(self, seconds: float) -> None:
+        for session in self._sessions.values():
+            session.tell(Drain(seconds=seconds))
+
+
+def _expect_same_model(hello: Hello, info: EngineInfo) -> None:
+    if hello.protocol != PROTOCOL_VERSION:
+        raise ProtocolError(
+            "unsupported_protocol",
+            f"this server speaks version {PROTOCOL_VERSION} of the protocol, the client "
+            f"{hello.protocol}; install the same release on both sides",
+        )
+    if hello.fingerprint != info.fingerprint:
+        raise ProtocolError(
+            "fingerprint_mismatch",
+            f"the server runs {info.model} with fingerprint {info.fingerprint[:12]}, the client's "
+            f"model has {hello.fingerprint[:12]}: their weights or configurations differ; give "
+            "both sides the same model",
+        )
+
+
+def _choose_cut(hello: Hello, info: EngineInfo) -> int:
+    offered = ", ".join(map(str, info.cuts)) or "none"
+    if not info.cuts or (hello.cut is not None and hello.cut not in info.cuts):
+        wanted = "any layer" if hello.cut is None else f"layer {hello.cut}"
+        raise ProtocolError(
+            "cut_not_offered", f"rows cannot enter at {wanted}; the cuts offered are {offered}"
+        )
+    return info.cuts[len(info.cuts) // 2] if hello.cut is None else hello.cut
+
+
+def _choose_codec(hello: Hello, info: EngineInfo) -> str:
+    if hello.codec not in info.codecs:
+        raise ProtocolError(
+            "unsupported_codec",
+            f"codec {hello.codec!r} is not known here; known are {', '.join(info.codecs)}",
+        )
+    return hello.codec

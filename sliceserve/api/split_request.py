@@ -1,0 +1,76 @@
+"""One request of a split client: the engine's outputs in the words of the wire."""
+
+from collections.abc import Iterator
+
+from sliceserve.api.metrics import RequestTimer
+from sliceserve.engine.messages import RequestOutput
+from sliceserve.transport.messages import (
+    Alternative,
+    Control,
+    Credit,
+    Error,
+    Open,
+    Opened,
+    Token,
+    Want,
+)
+
+
+class SplitRequest:
+    """Translates, and keeps what one output leaves to be said with a later one."""
+
+    def __init__(self, opening: Open, timer: RequestTimer) -> None:
+        self.request_id = opening.request_id
+        self._timer = timer
+        self._credit = 0
+        self._quarter = 1
+        # Busy time of the server that no Token has reported yet.
+        self._seconds = 0.0
+
+    def translate(self, output: RequestOutput) -> Iterator[Control]:
+        """Messages for the client, in order."""
+        self._seconds += output.seconds
+        if output.opened:
+            self._credit = output.credit
+            self._quarter = max(1, (output.credit - output.num_computed) // 4)
+            yield Opened(
+                request_id=self.request_id,
+                next_position=output.wanted or 0,
+                credit=output.credit,
+            )
+        elif output.wanted is not None:
+            yield Want(request_id=self.request_id, next_position=output.wanted)
+        yield from self._tokens(output)
+        if output.finish_reason == "error":
+            yield Error(
+                code=output.error_code or "internal_error",
+                message=output.error or "the engine gave up this request",
+                request_id=self.request_id,
+                retry_after_s=output.retry_after_s,
+            )
+        elif output.finish_reason is None and self._is_worth_telling(output):
+            self._credit = output.credit
+            yield Credit(request_id=self.request_id, credit=output.credit)
+
+    def _tokens(self, output: RequestOutput) -> Iterator[Token]:
+        for i, token in enumerate(output.tokens):
+            is_last = i == len(output.tokens) - 1
+            self._timer.token()
+            yield Token(
+                request_id=self.request_id,
+                position=output.start + i,
+                token_id=token.token_id,
+                logprob=token.logprob,
+                top=[Alternative(top.token_id, top.logprob) for top in token.top],
+                finish_reason=output.finish_reason if is_last else None,
+                server_us=round(self._seconds * 1e6),
+            )
+            self._seconds = 0.0
+        if output.tokens and output.finish_reason is not None:
+            self._timer.finish(output.finish_reason)
+
+    def _is_worth_telling(self, output: RequestOutput) -> bool:
+        """New credit goes out at once while the prompt is computed, when the client may be waiting
+        for it. A token a time it is told rarely: the window is far longer."""
+        gained = output.credit - self._credit
+        return gained > 0 and (not output.tokens or gained >= self._quarter)

@@ -1,0 +1,255 @@
+"""One split connection after its handshake: messages of the wire to commands of the engine, and
+the engine's outputs back."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from sliceserve.api.lifecycle import Lifecycle
+from sliceserve.api.metrics import Metrics, RequestTimer
+from sliceserve.api.split_request import SplitRequest
+from sliceserve.engine import messages as engine_messages
+from sliceserve.engine.client import EngineClient, EngineDead, RequestStream
+from sliceserve.transport.frames import DataFrame, ProtocolError, decode, encode
+from sliceserve.transport.link import CloseCode
+from sliceserve.transport.messages import Bye, Cancel, Control, Error, Open, Welcome
+
+_RETRY_AFTER_S = 1.0
+# For last words to a client that may have stopped reading.
+_CLOSE_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why and how a connection ends. ``code`` None: it is gone already. ``keep``: its requests
+    wait in the engine for a resume."""
+
+    code: int | None
+    error: Error | None = None
+    keep: bool = True
+
+
+async def receive(
+    websocket: WebSocket, max_frame_bytes: int, max_frame_tokens: int, metrics: Metrics
+) -> Control | DataFrame:
+    """The next message. Raises WebSocketDisconnect and ProtocolError."""
+    event = await websocket.receive()
+    if event["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(event.get("code", CloseCode.ABNORMAL))
+    data = event.get("bytes")
+    if data is None:
+        raise ProtocolError("protocol_error", "received a text message; messages here are binary")
+    metrics.count_uplink(len(data))
+    return decode(data, max_frame_bytes, max_frame_tokens)
+
+
+async def refuse(websocket: WebSocket, ending: Ending) -> None:
+    """Say why, if there is something to say, and close."""
+
+    async def last_words() -> None:
+        if ending.error is not None:
+            await websocket.send_bytes(encode(ending.error))
+        if ending.code is not None:
+            await websocket.close(ending.code)
+
+    with contextlib.suppress(WebSocketDisconnect, asyncio.TimeoutError):
+        await asyncio.wait_for(last_words(), _CLOSE_TIMEOUT_S)
+
+
+class Session:
+    """Runs on one socket: a reader, a writer with a bounded queue, and a relay for each live
+    request. A client that does not read is cut off, and finds its requests when it returns."""
+
+    def __init__(
+        self,
+        websocket: WebSocket,
+        welcome: Welcome,
+        engine: EngineClient,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        max_waiting: int,
+    ) -> None:
+        self._websocket = websocket
+        self._welcome = welcome
+        self._engine = engine
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._relays: dict[int, asyncio.Task[None]] = {}
+        self._waiting: asyncio.Queue[bytes] = asyncio.Queue(max_waiting)
+        self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self.tell(welcome)
+
+    async def run(self) -> None:
+        """Until the connection ends, for whatever reason."""
+        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+        try:
+            ending = await self._ending
+            self._release(ending.keep)
+        finally:
+            # A server that stops in the middle leaves nothing that a resume could find.
+            self._release(keep=False)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await refuse(self._websocket, ending)
+
+    def tell(self, message: Control) -> None:
+        """Queue a message for the client; never waits."""
+        try:
+            self._waiting.put_nowait(encode(message))
+        except asyncio.QueueFull:
+            self._end(Ending(CloseCode.TRY_AGAIN_LATER))
+
+    def supersede(self) -> None:
+        """The client has come back on another connection, which takes the requests from here."""
+        self._release(keep=True)
+        self._end(Ending(CloseCode.POLICY_VIOLATION))
+
+    def _end(self, ending: Ending) -> None:
+        if not self._ending.done():
+            self._ending.set_result(ending)
+
+    def _release(self, keep: bool) -> None:
+        """Let go of all requests at once, before anything else can happen."""
+        relays, self._relays = self._relays, {}
+        for request_id, relay in relays.items():
+            relay.cancel()
+            name = self._engine_id(request_id)
+            with contextlib.suppress(EngineDead):
+                self._engine.send(
+                    engine_messages.Detach(name) if keep else engine_messages.Cancel(name)
+                )
+
+    def _engine_id(self, request_id: int) -> str:
+        return f"{self._welcome.resume_token}:{request_id}"
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                data = await self._waiting.get()
+                await self._websocket.send_bytes(data)
+                self._metrics.count_downlink(len(data))
+        except WebSocketDisconnect:
+            self._end(Ending(None))
+
+    async def _read(self) -> None:
+        limits = self._welcome
+        while not self._ending.done():
+            try:
+                message = await receive(
+                    self._websocket, limits.max_frame_bytes, limits.max_frame_tokens, self._metrics
+                )
+                self._handle(message)
+            except WebSocketDisconnect:
+                self._end(Ending(None))
+            except ProtocolError as error:
+                self._complain(error)
+            except EngineDead as error:
+                self._engine_died(error)
+
+    def _complain(self, error: ProtocolError) -> None:
+        """An error that names a request ends that one; any other ends the connection."""
+        refusal = Error(code=error.code, message=error.message, request_id=error.request_id)
+        if error.request_id is None:
+            self._end(Ending(CloseCode.PROTOCOL_ERROR, refusal))
+        else:
+            self._cancel(error.request_id)
+            self.tell(refusal)
+
+    def _engine_died(self, error: EngineDead) -> None:
+        words = Error(code="engine_dead", message=f"the engine has stopped: {error}")
+        self._end(Ending(CloseCode.INTERNAL_ERROR, words))
+
+    def _handle(self, message: Control | DataFrame) -> None:
+        match message:
+            case DataFrame():
+                self._append(message)
+            case Open():
+                self._open(message)
+            case Cancel():
+                self._cancel(message.request_id)
+            case Error(request_id=int(request_id)):
+                self._cancel(request_id)
+            case Error():
+                self._end(Ending(CloseCode.NORMAL))
+            case Bye():
+                self._end(Ending(CloseCode.NORMAL, keep=False))
+            case _:
+                raise ProtocolError(
+                    "protocol_error",
+                    f"received a {type(message).__name__}, which clients do not send here",
+                )
+
+    def _append(self, frame: DataFrame) -> None:
+        if frame.request_id not in self._relays:
+            raise ProtocolError(
+                "unknown_request",
+                f"no request {frame.request_id} is live here; send Open first",
+                frame.request_id,
+            )
+        self._engine.send(
+            engine_messages.AppendPackets(
+                self._engine_id(frame.request_id), frame.first_position, list(frame.packets)
+            )
+        )
+
+    def _open(self, message: Open) -> None:
+        request_id = message.request_id
+        if (refusal := self._refusal(request_id)) is not None:
+            self._cancel(request_id)
+            self.tell(refusal)
+            return
+        if (older := self._relays.pop(request_id, None)) is not None:
+            older.cancel()
+        request = SplitRequest(message, RequestTimer(self._metrics, "split", message.num_prompt))
+        outputs = self._engine.open(
+            engine_messages.Open(
+                request_id=self._engine_id(request_id),
+                entry_layer=self._welcome.cut,
+                num_prompt=message.num_prompt,
+                outputs=message.outputs,
+                sampling=message.sampling,
+                codec=self._welcome.codec,
+            )
+        )
+        self._relays[request_id] = asyncio.create_task(self._relay(request, outputs))
+
+    def _refusal(self, request_id: int) -> Error | None:
+        """Why a request cannot be opened now."""
+        if self._lifecycle.draining:
+            return Error(
+                code="draining",
+                message="this server is shutting down; send the request to another one",
+                request_id=request_id,
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        num_others = len(self._relays.keys() - {request_id})
+        if num_others >= self._welcome.max_requests:
+            return Error(
+                code="overloaded",
+                message=f"{num_others} requests are live on this connection, the most allowed; "
+                "wait for one to end",
+                request_id=request_id,
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        return None
+
+    def _cancel(self, request_id: int) -> None:
+        relay = self._relays.pop(request_id, None)
+        if relay is not None:
+            relay.cancel()
+            self._engine.send(engine_messages.Cancel(self._engine_id(request_id)))
+
+    async def _relay(self, request: SplitRequest, outputs: RequestStream) -> None:
+        """Tell the client all news of one request."""
+        with self._lifecycle.work():
+            try:
+                async for output in outputs:
+                    for message in request.translate(output):
+                        self.tell(message)
+            except EngineDead as error:
+                self._engine_died(error)
+        # Not reached when cancelled: then somebody else has it.
+        self._relays.pop(request.request_id, None)
