@@ -139,7 +139,7 @@ class Engine:
                     num_blocks=usage.segment.num_blocks,
                     num_free=usage.num_free,
                 )
-                for usage in counts.segments
+                for usage in self._scheduler.blocks.usage()
             ],
         )
 

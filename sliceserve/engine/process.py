@@ -27,7 +27,7 @@ class RemoteEngine(EngineStreams):
 
     def __init__(self, address: str) -> None:
         super().__init__()
-        self._address = address
+        self.address = address
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(list[Answer])
         self._context: zmq.asyncio.Context | None = None
@@ -39,7 +39,7 @@ class RemoteEngine(EngineStreams):
         # What may wait is bounded by credit and by the number of requests, not by the socket.
         self._socket.set_hwm(0)
         self._socket.linger = 0
-        self._socket.connect(self._address)
+        self._socket.connect(self.address)
         self._reader = asyncio.create_task(self._read())
         return await self._ask_info()
 
@@ -83,7 +83,7 @@ class EngineProcess(RemoteEngine):
             sys.executable,
             "-m",
             "sliceserve.engine.worker",
-            self._address,
+            self.address,
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,
         )

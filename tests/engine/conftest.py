@@ -1,0 +1,87 @@
+"""A tiny random Llama, and engines over it."""
+
+import pytest
+import torch
+
+from sliceserve.configs import (
+    CacheConfig,
+    CodecConfig,
+    EngineConfig,
+    LayerConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
+from sliceserve.engine.build import build_engine
+
+NUM_LAYERS = 6
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A folder with a random Llama of 6 layers in float32, and its transformers model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=72,
+        intermediate_size=100,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=12,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        eos_token_id=2,
+        bos_token_id=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    path = tmp_path_factory.mktemp("tiny-llama")
+    model.save_pretrained(path)
+    return path, model
+
+
+@pytest.fixture(scope="session")
+def greedy(tiny_model):
+    """Tokens that transformers chooses after a prompt."""
+    _, model = tiny_model
+
+    def generate(prompt, num_tokens):
+        with torch.inference_mode():
+            out = model.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=num_tokens,
+                min_new_tokens=num_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        return out[0, len(prompt) :].tolist()
+
+    return generate
+
+
+@pytest.fixture
+def make_engine(tiny_model):
+    """Engines over the tiny model; every one must end with all blocks free."""
+    made = []
+
+    def make(first=0, stop=None, cuts=(1, 3, 5), codec="float32", num_tokens=1024, **scheduler):
+        path, _ = tiny_model
+        config = EngineConfig(
+            model=ModelConfig(model=str(path), dtype="float32", device="cpu"),
+            layers=LayerConfig(first=first, stop=stop, cuts=cuts),
+            cache=CacheConfig(num_tokens=num_tokens, block_size=8),
+            scheduler=SchedulerConfig(**scheduler),
+        )
+        made.append(build_engine(config, CodecConfig(name=codec)))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.check()
+        stats = engine.stats()
+        assert stats.num_live == 0
+        assert stats.held_packet_bytes == 0
+        assert all(s.num_free == s.num_blocks for s in stats.segments)

@@ -1,0 +1,92 @@
+"""Engines driven by hand, one step at a time."""
+
+from sliceserve.engine.messages import AppendPackets, AppendTokens, Cancel, Open
+
+
+def finish(engine, num_steps=2000):
+    """Step until there is nothing to do; all outputs, checked as they come."""
+    outputs = []
+    for _ in range(num_steps):
+        step = engine.step()
+        engine.check()
+        if step is None:
+            return outputs
+        outputs += step
+    raise AssertionError(f"the engine still had work after {num_steps} steps")
+
+
+class SplitRun:
+    """Heads at several cuts and one tail, in lockstep: what clients and server do over a wire."""
+
+    def __init__(self, tail, heads, codec="float32/1"):
+        """``heads``: cut → head engine."""
+        self.tail = tail
+        self.heads = heads
+        self.codec = codec
+        self.cuts = {}
+        self.tokens = {}
+        self.packets = {}
+        self.finish_reasons = {}
+
+    def open(self, request_id, prompt, cut, sampling):
+        self.cuts[request_id] = cut
+        self.tokens[request_id] = []
+        if cut > 0:
+            head = self.heads[cut]
+            self.packets[request_id] = []
+            self.take(head.handle(_open(request_id, prompt, sampling)))
+            answer = self.tail.handle(
+                Open(
+                    request_id=request_id,
+                    entry_layer=cut,
+                    num_prompt=len(prompt),
+                    sampling=sampling,
+                    codec=self.codec,
+                )
+            )
+        else:
+            answer = self.tail.handle(_open(request_id, prompt, sampling))
+        self.take(answer)
+
+    def step(self):
+        """One step of every engine that has work; whether any had."""
+        any_work = False
+        for engine in (*self.heads.values(), self.tail):
+            outputs = engine.step()
+            engine.check()
+            any_work |= outputs is not None
+            self.take(outputs or ())
+        return any_work
+
+    def run(self, num_steps=2000):
+        for _ in range(num_steps):
+            if not self.step():
+                return self.tokens
+        raise AssertionError(f"still work to do after {num_steps} steps")
+
+    def take(self, outputs):
+        for output in outputs:
+            assert output.error is None, output.error
+            request_id = output.request_id
+            if output.packets:
+                assert output.start == len(self.packets[request_id])
+                self.packets[request_id] += output.packets
+                self.take(self.tail.handle(AppendPackets(request_id, output.start, output.packets)))
+            for token in output.tokens:
+                self.tokens[request_id].append(token.token_id)
+                if self.cuts[request_id] > 0 and output.finish_reason is None:
+                    head = self.heads[self.cuts[request_id]]
+                    self.take(head.handle(AppendTokens(request_id, output.start, [token.token_id])))
+            if output.finish_reason is not None:
+                self.finish_reasons[request_id] = output.finish_reason
+                self.end_head(request_id)
+
+    def end_head(self, request_id):
+        if self.cuts[request_id] > 0:
+            self.heads[self.cuts[request_id]].handle(Cancel(request_id))
+
+
+def _open(request_id, prompt, sampling):
+    return Open(
+        request_id=request_id, num_prompt=len(prompt), prompt=list(prompt), sampling=sampling
+    )
