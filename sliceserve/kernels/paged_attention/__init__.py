@@ -2,7 +2,7 @@
 
 import torch
 
-from sliceserve.kernels.paged_attention import reference
+from sliceserve.kernels.paged_attention import cpu
 from sliceserve.kernels.paged_attention.batch import AttentionBatch
 
 __all__ = ["AttentionBatch", "paged_attention"]
@@ -26,4 +26,4 @@ def paged_attention(
 
     Returns (T, H, D), contiguous, of q's dtype. Rows of no sequence in ``batch`` are undefined.
     """
-    return reference.paged_attention(q, k_cache, v_cache, batch, scale, window)
+    return cpu.paged_attention(q, k_cache, v_cache, batch, scale, window)

@@ -2,7 +2,7 @@
 
 import torch
 
-from sliceserve.kernels.rms_norm import reference
+from sliceserve.kernels.rms_norm import cpu
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -13,7 +13,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     of x's shape and dtype. The mean is taken in float32; the normalised value is rounded to x's
     dtype before the weight multiplies it, as Hugging Face Llama does.
     """
-    return reference.rms_norm(x, weight, eps)
+    if x.is_cuda:
+        from sliceserve.kernels.rms_norm import triton
+
+        return triton.rms_norm(x, weight, eps)
+    return cpu.rms_norm(x, weight, eps)
 
 
 def add_rms_norm(
@@ -23,4 +27,8 @@ def add_rms_norm(
 
     x and residual: (T, d) of one dtype. The sum is rounded to that dtype before it is normalised.
     """
-    return reference.add_rms_norm(x, residual, weight, eps)
+    if x.is_cuda:
+        from sliceserve.kernels.rms_norm import triton
+
+        return triton.add_rms_norm(x, residual, weight, eps)
+    return cpu.add_rms_norm(x, residual, weight, eps)

@@ -2,7 +2,7 @@
 
 import torch
 
-from sliceserve.kernels.rotary import reference
+from sliceserve.kernels.rotary import cpu
 
 
 def apply_rotary(
@@ -17,4 +17,9 @@ def apply_rotary(
     Element i is paired with element i + rotary_dim/2, as in GPT-NeoX and Hugging Face Llama.
     Elements from rotary_dim on are left as they are.
     """
-    reference.apply_rotary(q, k, cos_sin, positions)
+    if q.is_cuda:
+        from sliceserve.kernels.rotary import triton
+
+        triton.apply_rotary(q, k, cos_sin, positions)
+    else:
+        cpu.apply_rotary(q, k, cos_sin, positions)

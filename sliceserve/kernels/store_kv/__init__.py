@@ -2,7 +2,7 @@
 
 import torch
 
-from sliceserve.kernels.store_kv import reference
+from sliceserve.kernels.store_kv import cpu
 
 
 def store_kv(
@@ -18,4 +18,9 @@ def store_kv(
     (num_blocks, block_size, Hkv, D) contiguous, of the dtype of k and v. slots: (T,) int64,
     block id · block_size + offset in the block, each at most once; a negative slot skips its row.
     """
-    reference.store_kv(k, v, k_cache, v_cache, slots)
+    if k.is_cuda:
+        from sliceserve.kernels.store_kv import triton
+
+        triton.store_kv(k, v, k_cache, v_cache, slots)
+    else:
+        cpu.store_kv(k, v, k_cache, v_cache, slots)
