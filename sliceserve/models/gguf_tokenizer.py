@@ -98,11 +98,13 @@ def _build(scheme: _Scheme, fields: Mapping[str, Any]) -> Tokenizer:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _pre_tokenizer(scheme)
     tokenizer.decoder = decoders.ByteLevel()
-    for token, token_type in zip(tokens, fields.get("token_type", ()), strict=False):
-        if token_type == _CONTROL:
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif token_type == _USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=token_type == _CONTROL, normalized=False)
+            for token, token_type in zip(tokens, fields.get("token_type", ()), strict=False)
+            if token_type in (_CONTROL, _USER_DEFINED)
+        ]
+    )
     if fields.get("add_bos_token", scheme.add_bos) and "bos_token_id" in fields:
         bos_id = fields["bos_token_id"]
         bos = tokens[bos_id]

@@ -73,9 +73,13 @@ class WeightReader:
         self, parts: Sequence[tuple[str, int]], in_features: int, bias: bool = False
     ) -> PackedLinear:
         """One linear layer out of several that share their input; ``parts`` are (name, rows)."""
-        weight = [self.tensor(f"{name}.weight", rows, in_features) for name, rows in parts]
+        weights = [self.tensor(f"{name}.weight", rows, in_features) for name, rows in parts]
         biases = [self.tensor(f"{name}.bias", rows) for name, rows in parts] if bias else []
-        return PackedLinear(torch.cat(weight), torch.cat(biases) if bias else None)
+        return PackedLinear(_join(weights), _join(biases) if bias else None)
+
+
+def _join(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _open(file: Path, device: str) -> safe_open:

@@ -5,7 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sliceserve.configs import DEFAULT_MODEL
+from sliceserve.models.decoder import Decoder
 from sliceserve.models.resolve import resolve_model
+from sliceserve.models.spec import ModelSpec
 from sliceserve.models.text import TextStream
 from sliceserve.models.tokenizer import Tokenizer
 
@@ -24,25 +26,31 @@ def folder():
 
 
 @pytest.fixture(scope="module")
+def decoder(folder):
+    spec = ModelSpec.load(folder)
+    return Decoder.load(folder, spec, 0, spec.num_layers, torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
 def tokenizer(folder):
     return Tokenizer.load(folder)
 
 
-def test_logits_agree_with_transformers(folder, tokenizer, load, runner):
+def test_logits_agree_with_transformers(folder, tokenizer, decoder, runner):
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor(tokenizer.chat_prompt([{"role": "user", "content": "What is 17 + 4?"}]))
     with torch.inference_mode():
         expected = reference(ids.unsqueeze(0)).logits[0]
     del reference
-    got = runner([load(folder, 0, 11), load(folder, 11)], len(ids)).run(ids)
+    got = runner([decoder], len(ids)).run(ids)
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_it_knows_the_capital_of_france(folder, tokenizer, load, runner):
+def test_it_knows_the_capital_of_france(tokenizer, decoder, runner):
     """Weights, tokenizer and template together: a wrong order of rows would give nonsense."""
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.chat_prompt(question)
-    run = runner([load(folder)], len(prompt) + 20)
+    run = runner([decoder], len(prompt) + 20)
     text, answer = TextStream(tokenizer), ""
     token = int(run.run(torch.tensor(prompt))[-1].argmax())
     for _ in range(20):

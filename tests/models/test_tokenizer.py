@@ -1,3 +1,4 @@
+import contextlib
 import json
 import subprocess
 import sys
@@ -103,18 +104,24 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
         Tokenizer.load(tmp_path)
 
 
-def test_code_that_comes_with_a_model_is_not_run_unasked(folder):
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"})
+def test_code_that_comes_with_a_model_runs_only_when_trusted(folder, monkeypatch):
+    copies = str(folder / "copies")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", copies)
+    monkeypatch.syspath_prepend(copies)
+    config = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    ran = folder / "ran"
+    (folder / "own.py").write_text(
+        f"from transformers import PreTrainedTokenizerFast\n"
+        f"open({str(ran)!r}, 'w').close()\n"
+        f"class Own(PreTrainedTokenizerFast): pass\n"
     )
-    proof = folder / "proof"
-    (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w').close()\nclass Evil: pass\n")
     # Refused or read without the code: either will do.
-    try:
+    with contextlib.suppress(ModelError):
         Tokenizer.load(folder)
-    except ModelError as error:
-        assert "trust_remote_code" in str(error)
-    assert not proof.exists()
+    assert not ran.exists()
+    assert Tokenizer.load(folder, trust_remote_code=True).vocab_size == 260
+    assert ran.exists()
 
 
 def test_transformers_is_not_imported_before_it_is_needed():
