@@ -90,7 +90,11 @@ class EngineProcess(RemoteEngine):
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(self._config) + b"\n")
         self._watcher = asyncio.create_task(self._watch(self._process))
-        return await super().start()
+        try:
+            return await super().start()
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         if self._watcher is not None:
