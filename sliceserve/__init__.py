@@ -1,6 +1,29 @@
 """SliceServe: a large language model cut in two, its head on the device, its tail on a server."""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sliceserve.client import (
+        AsyncSplitLLM,
+        Completion,
+        ConnectionRefused,
+        RequestFailed,
+        SplitError,
+        SplitLLM,
+    )
+    from sliceserve.configs import SamplingParams
+
+__all__ = [
+    "AsyncSplitLLM",
+    "Completion",
+    "ConnectionRefused",
+    "RequestFailed",
+    "SamplingParams",
+    "SplitError",
+    "SplitLLM",
+]
 
 __version__ = "0.1.0"
 
@@ -8,3 +31,11 @@ __version__ = "0.1.0"
 # machine, spinning threads make a step thirty times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def __getattr__(name: str) -> Any:
+    # The import of torch takes seconds: it waits until something is used that needs it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "sliceserve.configs" if name == "SamplingParams" else "sliceserve.client"
+    return getattr(import_module(home), name)

@@ -3,7 +3,7 @@
 from sliceserve.engine.generation import GenerationError
 
 # Refusals that the same attempt can outlive.
-_PASSING = frozenset({"unreachable", "overloaded", "draining"})
+_PASSING = frozenset({"unreachable", "overloaded", "draining", "engine_dead"})
 
 
 class SplitError(RuntimeError):

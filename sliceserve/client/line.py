@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections import deque
+from typing import Any
 
 from sliceserve.client.connection import Connection, Dialer
 from sliceserve.client.errors import ConnectionRefused, RequestFailed, SplitError
@@ -159,8 +160,8 @@ class Line:
                 return connection
 
     async def _talk(self, connection: Connection) -> None:
-        """Read and write until the connection ends. Live requests survive a lost link, but not a
-        server that refuses to go on or cannot be understood."""
+        """Read and write until the connection ends. Live requests survive a link that is lost and
+        a server that goes, but not one that refuses to go on or cannot be understood."""
         self._connection = connection
         self._welcome = connection.welcome
         now = time.monotonic()
@@ -181,7 +182,10 @@ class Line:
             await connection.close(CloseCode.PROTOCOL_ERROR, str(error))
             self._fail_all(error.code, str(error))
         except ConnectionRefused as error:
-            self._fail_all(error.code, str(error), error.retry_after_s)
+            if error.may_retry:
+                logger.warning("%s; %d requests are live", error, len(self._live))
+            else:
+                self._fail_all(error.code, str(error), error.retry_after_s)
         finally:
             self._connection = self._drain = None
             await cancel_and_wait(*tasks)
@@ -272,7 +276,7 @@ class Line:
         self._to_write.set()
 
 
-async def cancel_and_wait(*tasks: "asyncio.Task[None]") -> None:
+async def cancel_and_wait(*tasks: "asyncio.Task[Any]") -> None:
     """Cancel tasks and wait for their ends, whatever these are."""
     for task in tasks:
         task.cancel()

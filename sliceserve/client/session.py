@@ -76,9 +76,16 @@ class SplitSession:
         return self._line.welcome
 
     @property
+    def head(self) -> EngineClient:
+        """The engine that runs the first layers."""
+        if self._head is None:
+            raise SplitError("the session has not been started; await start() first")
+        return self._head
+
+    @property
     def info(self) -> EngineInfo:
-        """The head engine."""
-        return self._started_head().info
+        """What the head runs."""
+        return self.head.info
 
     @property
     def max_model_len(self) -> int:
@@ -101,7 +108,7 @@ class SplitSession:
 
         One token is worked on ahead of the caller, never more. Raises RequestFailed.
         """
-        head = self._started_head()
+        head = self.head
         request = SplitRequest(
             next(self._ids),
             list(prompt),
@@ -134,11 +141,6 @@ class SplitSession:
                 head.send(Cancel(head_id))
             if listener is not None:
                 await cancel_and_wait(listener)
-
-    def _started_head(self) -> EngineClient:
-        if self._head is None:
-            raise SplitError("the session has not been started; await start() first")
-        return self._head
 
     def _settle(self, sampling: SamplingParams, num_prompt: int) -> SamplingParams:
         """Fill in what two servers might choose differently. Raises RequestFailed for a prompt

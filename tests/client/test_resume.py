@@ -126,6 +126,17 @@ async def test_a_restarting_server_is_waited_for(pair, server):
     assert await running == answer(PROMPT, SAMPLED)
 
 
+@pytest.mark.parametrize("code", ["engine_dead", "draining"])
+async def test_a_server_that_goes_in_the_middle_is_replaced(pair, server, code):
+    tokens = pair.session.generate(PROMPT, SAMPLED)
+    got = [(await anext(tokens)).token.token_id]
+    server.forgetful = True
+    await server.say(wire.Error(code=code, message="going"))
+    got += [step.token.token_id async for step in tokens]
+    assert got == answer(PROMPT, SAMPLED)
+    assert server.num_sessions == 2
+
+
 async def test_after_bye_the_session_is_not_claimed(pair, server):
     tokens = pair.session.generate(PROMPT, SAMPLED)
     got = [(await anext(tokens)).token.token_id]
