@@ -1,0 +1,317 @@
+"""Requests over /v1/split: the ordinary run, hostile frames, lost lines."""
+
+import asyncio
+
+import pytest
+import websockets
+from split_peer import connect, dial, hello
+
+from sliceserve.api.split import SplitLimits
+from sliceserve.engine.messages import AppendPackets, Cancel, Detach, Open
+from sliceserve.scheduler.plan import SampledToken
+from sliceserve.transport import messages
+from sliceserve.transport.frames import DataFrame, encode
+from sliceserve.transport.messages import Credit, Drain, Error, Opened, Token, Want, Welcome
+
+
+async def test_a_request_from_open_to_its_last_token(serve, fake, tokenizer):
+    engine = fake("Hi")
+    async with connect(await serve(engine)) as peer:
+        await peer.open(num_prompt=3, temperature=0.5, seed=4)
+        opened = await peer.receive(Opened)
+        assert (opened.request_id, opened.next_position, opened.credit) == (1, 0, 64)
+        await peer.data(0, 3)
+        first = await peer.receive(Token)
+        assert (first.position, first.finish_reason, first.server_us) == (3, None, 2000)
+        await peer.data(3, 1)
+        assert (await peer.receive(Token)).position == 4
+        await peer.data(4, 1)
+        last = await peer.receive(Token)
+        assert (last.position, last.token_id, last.finish_reason) == (5, 2, "stop")
+        token = peer.welcome.resume_token
+    (opening,) = engine.sent(Open)
+    assert opening.request_id == f"{token}:1"
+    assert (opening.entry_layer, opening.codec, opening.num_prompt) == (3, "float32/1", 3)
+    assert (opening.sampling.temperature, opening.sampling.seed) == (0.5, 4)
+    # It has ended: there is nothing to cancel or to keep.
+    assert not engine.sent(Cancel) and not engine.sent(Detach)
+
+
+async def test_logprobs_travel(serve, fake):
+    async with connect(await serve(fake())) as peer:
+        await peer.open(num_prompt=1, logprobs=2)
+        await peer.data(0, 1)
+        await peer.receive(Opened)
+        token = await peer.receive(Token)
+        assert token.logprob == -0.5
+        assert [top.logprob for top in token.top] == [-0.5, -1.5]
+
+
+async def test_credit_comes_with_prefill_and_rarely_after(serve, fake):
+    async with connect(await serve(fake("x" * 60))) as peer:
+        await peer.open(num_prompt=5)
+        await peer.receive(Opened)
+        await peer.data(0, 2)
+        assert (await peer.receive(Credit)).credit == 66
+        await peer.data(2, 3)
+        messages = [await peer.receive(Token)]
+        for position in range(5, 40):
+            await peer.data(position, 1)
+            while not (isinstance(messages[-1], Token) and messages[-1].position > position):
+                messages.append(await peer.receive())
+        credits = [m.credit for m in messages if isinstance(m, Credit)]
+        # A quarter of 64 at a time.
+        assert credits == [82, 98]
+
+
+async def test_repeated_and_overlapping_frames_change_nothing(serve, fake):
+    async with connect(await serve(fake("abc"))) as peer:
+        await peer.open(num_prompt=3)
+        for start, count in ((0, 3), (0, 3), (1, 2), (0, 1)):
+            await peer.data(start, count)
+        await peer.receive(Opened)
+        assert (await peer.receive(Token)).position == 3
+        await peer.data(2, 2)
+        assert (await peer.receive(Token)).position == 4
+
+
+async def test_a_gap_is_answered_with_the_position_wanted(serve, fake):
+    async with connect(await serve(fake())) as peer:
+        await peer.open(num_prompt=9)
+        await peer.receive(Opened)
+        await peer.data(4, 2)
+        assert (await peer.receive(Want)).next_position == 0
+
+
+async def test_cancel_ends_one_request_only(serve, fake, eventually):
+    engine = fake("abc")
+    async with connect(await serve(engine)) as peer:
+        await peer.open(1)
+        await peer.open(2)
+        await peer.receive(Opened)
+        await peer.receive(Opened)
+        await peer.send(messages.Cancel(request_id=1))
+        await peer.send(messages.Cancel(request_id=77))
+        await peer.data(0, 3, request_id=2)
+        assert (await peer.receive(Token)).request_id == 2
+        assert [c.request_id for c in engine.sent(Cancel)] == [f"{peer.welcome.resume_token}:1"]
+        await peer.data(0, 3, request_id=1)
+        error = await peer.receive(Error)
+        assert (error.code, error.request_id) == ("unknown_request", 1)
+
+
+async def test_a_refusal_of_the_engine_ends_the_request(serve, fake):
+    engine = fake()
+    engine.refusal = ("overloaded", "full", 1.5)
+    async with connect(await serve(engine)) as peer:
+        await peer.open(5)
+        error = await peer.receive(Error)
+        assert (error.code, error.message) == ("overloaded", "full")
+        assert (error.request_id, error.retry_after_s) == (5, 1.5)
+        engine.refusal = None
+        await peer.open(5)
+        await peer.receive(Opened)
+
+
+async def test_bounds_of_one_connection(serve, fake):
+    served = await serve(fake(), split_limits=SplitLimits(max_requests=2))
+    async with connect(served) as peer:
+        for request_id in (1, 2):
+            await peer.open(request_id)
+            await peer.receive(Opened)
+        await peer.open(3)
+        error = await peer.receive(Error)
+        assert (error.code, error.request_id) == ("overloaded", 3)
+        assert error.retry_after_s > 0
+        # Opening again one that lives needs no further place.
+        await peer.open(2)
+        assert (await peer.receive(Opened)).request_id == 2
+
+
+def corrupt(index, data=None):
+    data = bytearray(data or encode(DataFrame(1, 0, [b"packet"])))
+    data[index] ^= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        b"",
+        b"\x00",
+        b"\xff" * 100,
+        b"\x03" + b"\xc1" * 10,
+        "text",
+        corrupt(-1),
+        corrupt(3),
+        encode(DataFrame(1, 0, [b"packet"]))[:-1],
+        encode(hello()),
+        encode(Drain(seconds=1.0)),
+        encode(Opened(request_id=1, next_position=0, credit=9)),
+    ],
+)
+async def test_a_broken_message_ends_its_connection_alone(serve, fake, hostile):
+    engine = fake("abc")
+    served = await serve(engine)
+    async with connect(served) as peer, connect(served) as bystander:
+        await bystander.open()
+        await bystander.receive(Opened)
+        await peer.open()
+        await peer.receive(Opened)
+        await peer.send(hostile)
+        error = await peer.receive(Error)
+        assert (error.code, error.request_id) == ("protocol_error", None)
+        assert await peer.closed() == 1002
+        # The client may come back with a whole message.
+        assert [d.request_id for d in engine.sent(Detach)] == [f"{peer.welcome.resume_token}:1"]
+        await bystander.data(0, 3)
+        assert (await bystander.receive(Token)).position == 3
+
+
+async def test_a_message_that_is_too_large_ends_its_connection(serve, fake, eventually):
+    engine = fake()
+    async with connect(await serve(engine)) as peer:
+        await peer.open()
+        await peer.receive(Opened)
+        await peer.send(bytes(peer.welcome.max_frame_bytes + 1))
+        assert await peer.closed() == 1009
+        await eventually(lambda: len(engine.sent(Detach)) == 1)
+
+
+async def test_an_invalid_open_ends_that_request_alone(serve, fake):
+    async with connect(await serve(fake())) as peer:
+        good = encode(messages.Open(request_id=4, num_prompt=1, sampling=messages.SamplingParams()))
+        assert good.count(b"temperature\xcb" + bytes(8)) == 1
+        await peer.send(
+            good.replace(b"temperature\xcb" + bytes(8), b"temperature\xcb\xff" + bytes(7))
+        )
+        error = await peer.receive(Error)
+        assert error.request_id == 4
+        assert "temperature" in error.message
+        await peer.send(good)
+        await peer.receive(Opened)
+
+
+async def test_a_lost_line_is_taken_up_again(serve, fake, eventually):
+    engine = fake("abcdef")
+    served = await serve(engine)
+    async with connect(served) as peer:
+        token = peer.welcome.resume_token
+        await peer.open(num_prompt=3)
+        await peer.receive(Opened)
+        await peer.data(0, 3)
+        sampled = (await peer.receive(Token)).token_id
+        peer.lose()
+    await eventually(lambda: len(engine.sent(Detach)) == 1)
+    assert not engine.sent(Cancel)
+    async with connect(served, resume_token=token) as peer:
+        assert peer.welcome.resume_token == token
+        await peer.open(num_prompt=3, outputs=[sampled])
+        opened = await peer.receive(Opened)
+        assert opened.next_position == 3
+        await peer.data(3, 1)
+        assert (await peer.receive(Token)).position == 4
+    first, second = engine.sent(Open)
+    assert first.request_id == second.request_id
+    assert second.outputs == [sampled]
+
+
+async def test_a_return_before_the_loss_was_noticed(serve, fake, eventually):
+    engine = fake("abcdef")
+    served = await serve(engine)
+    async with connect(served) as old:
+        await old.open()
+        await old.receive(Opened)
+        async with connect(served, resume_token=old.welcome.resume_token) as new:
+            await new.open()
+            await new.receive(Opened)
+            assert await old.closed() == 1008
+            await asyncio.sleep(0.05)
+            # The old connection's end has not touched what the new one took over.
+            kinds = [type(c) for c in engine.commands]
+            assert kinds == [Open, Detach, Open]
+            await new.data(0, 3)
+            assert (await new.receive(Token)).position == 3
+
+
+async def test_the_token_that_was_missed_follows_opened(serve, fake, tokenizer):
+    engine = fake("abc")
+    async with connect(await serve(engine)) as peer:
+        await peer.open()
+        await peer.receive(Opened)
+        engine.tell(
+            f"{peer.welcome.resume_token}:1",
+            opened=True,
+            wanted=4,
+            credit=64,
+            start=3,
+            tokens=[SampledToken(9)],
+        )
+        assert (await peer.receive(Opened)).next_position == 4
+        token = await peer.receive(Token)
+        assert (token.position, token.token_id) == (3, 9)
+
+
+async def test_bye_forgets_everything(serve, fake, eventually):
+    engine = fake()
+    async with connect(await serve(engine)) as peer:
+        await peer.open()
+        await peer.receive(Opened)
+        await peer.send(messages.Bye())
+        assert await peer.closed() == 1000
+    assert len(engine.sent(Cancel)) == 1
+    assert not engine.sent(Detach)
+
+
+async def test_a_client_that_does_not_read_is_cut_off(serve, fake, eventually):
+    engine = fake()
+    served = await serve(engine, split_limits=SplitLimits(max_waiting=64))
+    async with dial(served, max_queue=1) as peer:
+        await peer.send(hello())
+        token = (await peer.receive(Welcome)).resume_token
+        await peer.open()
+        await peer.receive(Opened)
+        # More than the buffers of both sockets hold: megabytes of news, none of them read.
+        for position in range(200_000):
+            if engine.sent(Detach):
+                break
+            engine.tell(f"{token}:1", tokens=[SampledToken(position % 300)], start=position)
+            if position % 50 == 0:
+                await asyncio.sleep(0)
+        await eventually(lambda: len(engine.sent(Detach)) == 1)
+        peer.lose()
+
+
+async def test_a_dead_engine_says_so_and_closes(serve, fake):
+    engine = fake()
+    async with connect(await serve(engine)) as peer:
+        await peer.open()
+        await peer.receive(Opened)
+        engine.die("out of smoke")
+        error = await peer.receive(Error)
+        assert error.code == "engine_dead"
+        assert "out of smoke" in error.message
+        assert await peer.closed() == 1011
+
+
+async def test_a_drain_lets_live_requests_finish(serve, fake):
+    engine = fake("ab")
+    served = await serve(engine)
+    async with connect(served) as peer:
+        await peer.open(1)
+        await peer.receive(Opened)
+        served.shutdown.requested.set()
+        assert (await peer.receive(Drain)).seconds == 5.0
+        await peer.open(2)
+        error = await peer.receive(Error)
+        assert (error.code, error.request_id) == ("draining", 2)
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with connect(served):
+                pass
+        assert refused.value.response.status_code == 503
+        for start, count in ((0, 3), (3, 1), (4, 1)):
+            await peer.data(start, count)
+            token = await peer.receive(Token)
+        assert token.finish_reason == "stop"
+        await asyncio.wait_for(served.task, 10)
+    assert len(engine.sent(AppendPackets)) == 3
