@@ -69,7 +69,8 @@ class Queues:
     T rows and R requests a step:
 
     - a decode with k others before it is served within 2·⌈(k + 1) / min(T, R)⌉ steps;
-    - the earliest prefill, of n tokens, is done within 2·⌈n / max(1, ⌊T / 4⌋)⌉ steps.
+    - the earliest prefill, of n tokens, has at most one of them left after
+      2·⌈n / max(1, ⌊T / 4⌋)⌉ steps; that one is served as a decode.
     """
 
     def __init__(self) -> None:
