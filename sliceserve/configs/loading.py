@@ -36,8 +36,8 @@ def load_config(
     the field's type, lists as items between commas. Raises ConfigError.
     """
     values: dict[str, Any] = {}
-    for source, key, value in _given(cls, path, os.environ if env is None else env, overrides):
-        values[key] = _value(cls, source, key, value)
+    for given in _given(cls, path, os.environ if env is None else env, overrides or {}):
+        values[given.key] = _value(cls, given)
     try:
         return msgspec.convert(_nest(values), cls)
     except msgspec.ValidationError as error:
@@ -51,27 +51,30 @@ def dump_config(config: Any) -> str:
     return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """A value for ``key``, and where it comes from. ``is_text``: it stands for a value of the
+    field's type."""
+
+    source: str
+    key: str
+    value: Any
+    is_text: bool = False
+
+
 def _given(
-    cls: type[Any],
-    path: Path | None,
-    env: Mapping[str, str],
-    overrides: Mapping[str, Any] | None,
-) -> Iterator[tuple[str, str, Any]]:
-    """(where it was given, key, value), the weakest first. Values that are to be read as text are
-    wrapped in _Text."""
+    cls: type[Any], path: Path | None, env: Mapping[str, str], overrides: Mapping[str, Any]
+) -> Iterator[_Given]:
+    """What was given, the weakest first."""
     if path is not None:
         for key, value in _flatten(_read_yaml(path)):
-            yield str(path), key, value
+            yield _Given(str(path), key, value)
     for name in sorted(env):
         key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
         if name.startswith(ENV_PREFIX) and key.split(".")[0] in get_type_hints(cls):
-            yield name, key, _Text(env[name])
-    for key, value in (overrides or {}).items():
-        yield "command line", key, _Text(value) if isinstance(value, str) else value
-
-
-class _Text(str):
-    """Text that stands for a value of some other type."""
+            yield _Given(name, key, env[name], is_text=True)
+    for key, value in overrides.items():
+        yield _Given("command line", key, value, isinstance(value, str))
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
@@ -107,19 +110,21 @@ def _nest(values: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _value(cls: type[Any], source: str, key: str, value: Any) -> Any:
+def _value(cls: type[Any], given: _Given) -> Any:
+    """The value, checked, in the field's type."""
     fields = dict(_fields(cls))
-    if key not in fields:
-        raise ConfigError(f"{source}: {_unknown(key, list(fields))}")
-    hint = fields[key]
-    read = value
-    if isinstance(value, _Text) and _item_type(hint) is not None:
-        read = [item.strip() for item in value.split(",") if item.strip()]
+    if given.key not in fields:
+        raise ConfigError(f"{given.source}: {_unknown(given.key, list(fields))}")
+    hint, value = fields[given.key], given.value
+    if given.is_text and _may_be_list(hint):
+        value = [item.strip() for item in value.split(",") if item.strip()]
     try:
-        return msgspec.convert(read, hint, strict=not isinstance(value, _Text))
+        return msgspec.convert(value, hint, strict=not given.is_text)
     except msgspec.ValidationError as error:
-        got = "nothing" if value is None else repr(value)
-        raise ConfigError(f"{source}: {key} must be {_describe(hint)}, got {got}") from error
+        got = "nothing" if given.value is None else repr(given.value)
+        raise ConfigError(
+            f"{given.source}: {given.key} must be {_describe(hint)}, got {got}"
+        ) from error
 
 
 def _fields(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -142,12 +147,8 @@ def _unknown(key: str, known: list[str]) -> str:
     return f"there is no setting {key}; {hint}"
 
 
-def _item_type(hint: Any) -> Any:
-    """The type of the items if ``hint`` is a tuple, or may be one; else None."""
-    for option in (hint, *get_args(hint)):
-        if get_origin(option) is tuple:
-            return get_args(option)[0]
-    return None
+def _may_be_list(hint: Any) -> bool:
+    return any(get_origin(option) is tuple for option in (hint, *get_args(hint)))
 
 
 def _describe(hint: Any) -> str:

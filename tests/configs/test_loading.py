@@ -70,6 +70,7 @@ def test_text_stays_text_where_text_is_wanted():
     env = {"SLICESERVE_SERVED_MODEL_NAME": "123", "SLICESERVE_API_KEYS": "a,b"}
     config = load_config(ServerConfig, env=env)
     assert (config.served_model_name, config.api_keys) == ("123", ("a", "b"))
+    assert type(config.served_model_name) is str
 
 
 def test_null_in_text_is_none():

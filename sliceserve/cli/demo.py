@@ -1,0 +1,87 @@
+"""`sliceserve demo`: a server and a split client on this machine, one answer, and what it cost."""
+
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sliceserve.cli import options
+from sliceserve.cli.console import stderr, stdout
+from sliceserve.cli.cost import cost_table, server_share
+from sliceserve.cli.local_server import local_server
+
+if TYPE_CHECKING:
+    from sliceserve.client.sync import SplitLLM
+
+
+def demo(
+    prompt: Annotated[
+        str, typer.Option(help="What to ask the model.")
+    ] = "Why is the sky blue? Answer in two sentences.",
+    model: options.Model = None,
+    split: Annotated[
+        int | None,
+        typer.Option(help="How many layers run in the client.", show_default="half of the layers"),
+    ] = None,
+    codec: options.Codec = None,
+    sparsity: options.Sparsity = None,
+    distortion: options.Distortion = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 64,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON line at the end; the answer goes to stderr."),
+    ] = False,
+) -> None:
+    """Answer a prompt with the model cut in two, between two processes on this machine."""
+    settings = options.client_config(
+        None, model=model, split=split, codec=codec, sparsity=sparsity, distortion=distortion
+    )
+    name = settings.model.model
+    server_options = ["--model", name]
+    if settings.split is not None:
+        server_options += ["--cuts", str(settings.split)]
+    with ExitStack() as stack:
+        with stderr.status(f"Starting a server for {name} …"):
+            server = stack.enter_context(local_server(server_options))
+        with stderr.status(f"Loading the first layers of {name} …"):
+            from sliceserve.client.sync import SplitLLM
+
+            llm = stack.enter_context(SplitLLM(server.url, api_key=server.api_key, config=settings))
+        text = _answer(llm, prompt, max_tokens, sys.stderr if json else sys.stdout)
+        if json:
+            import msgspec
+
+            typer.echo(msgspec.json.encode(_report(llm, text, settings.codec.name)))
+        else:
+            stdout.print(cost_table(llm.stats, llm.split, llm.num_layers, settings.codec.name))
+
+
+def _answer(llm: "SplitLLM", prompt: str, max_tokens: int, out: Any) -> str:
+    """The answer, written to ``out`` as it comes."""
+    pieces = []
+    messages = [{"role": "user", "content": prompt}]
+    for chunk in llm.stream(messages, max_tokens=max_tokens):
+        pieces.append(chunk.text)
+        out.write(chunk.text)
+        out.flush()
+    out.write("\n")
+    return "".join(pieces)
+
+
+def _report(llm: "SplitLLM", text: str, codec: str) -> dict[str, Any]:
+    stats = llm.stats
+    total = stats.total
+    return {
+        "text": text,
+        "prompt_tokens": total.num_prompt_tokens,
+        "tokens": total.num_tokens,
+        "tokens_per_s": total.tokens_per_s,
+        "ttft_s": total.ttft_s,
+        "num_layers": llm.num_layers,
+        "split": llm.split,
+        "codec": codec,
+        "uplink_bytes_per_token": stats.uplink_bytes_per_token,
+        "uplink_reduction_vs_fp16": stats.uplink_reduction_vs_fp16,
+        "server_compute_share": server_share(stats),
+    }
