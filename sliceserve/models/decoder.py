@@ -38,20 +38,17 @@ class Decoder:
         self.spec = spec
         self.first = first
         self.stop = stop
+        self._layers = [_Layer(spec, i, weights) for i in range(first, stop)]
         is_last = stop == spec.num_layers
         table_shape = (spec.vocab_size, spec.hidden_size)
-        self._embedding = self._norm = self._lm_head = None
+        if first == 0 or (is_last and spec.tie_word_embeddings):
+            table = weights.tensor("model.embed_tokens.weight", *table_shape)
         if first == 0:
-            self._embedding = weights.tensor("model.embed_tokens.weight", *table_shape)
-        self._layers = [_Layer(spec, i, weights) for i in range(first, stop)]
+            self._embedding = table
         if is_last:
             self._norm = weights.tensor("model.norm.weight", spec.hidden_size)
-        if is_last and not spec.tie_word_embeddings:
-            self._lm_head = PackedLinear(weights.tensor("lm_head.weight", *table_shape))
-        elif is_last:
-            table = self._embedding
-            if table is None:
-                table = weights.tensor("model.embed_tokens.weight", *table_shape)
+            if not spec.tie_word_embeddings:
+                table = weights.tensor("lm_head.weight", *table_shape)
             self._lm_head = PackedLinear(table)
         self._cos_sin = cos_sin_table(spec, weights.device)
 

@@ -95,7 +95,7 @@ class ModelSpec:
 
 def read_eos_token_ids(path: Path) -> tuple[int, ...]:
     """Tokens that end an answer: those of generation_config.json, then those of config.json."""
-    ids: list[int] = []
+    ids: list[int | None] = []
     for name in ("generation_config.json", "config.json"):
         if (path / name).exists():
             value = read_json(path / name).get("eos_token_id")

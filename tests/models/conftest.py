@@ -21,37 +21,44 @@ def _cache_of_its_own(tmp_path_factory, monkeypatch, request):
 class Runner:
     """One sequence through one decoder or several, which share the layers between them."""
 
-    def __init__(self, decoders: list[Decoder], max_tokens: int) -> None:
+    def __init__(
+        self,
+        decoders: list[Decoder],
+        max_tokens: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
+    ) -> None:
         spec = decoders[0].spec
         num_blocks = -(-max_tokens // BLOCK_SIZE)
         shape = (num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
         self.decoders = decoders
+        self.device = device
         # A read of a slot that was never written shows in the result.
+        unwritten = torch.full(shape, torch.nan, dtype=dtype, device=device)
         self.caches = {
-            layer: (torch.full(shape, torch.nan), torch.full(shape, torch.nan))
+            layer: (unwritten.clone(), unwritten.clone())
             for decoder in decoders
             for layer in range(decoder.first, decoder.stop)
         }
         # Neighbouring positions lie in blocks far apart.
-        self.block_table = torch.arange(num_blocks).flip(0)
+        self.block_table = torch.arange(num_blocks, device=device).flip(0)
         self.num_computed = 0
 
     @torch.inference_mode()
     def run(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Logits (T, vocab) of the next tokens of the sequence."""
-        first, *_, last = [*self.decoders, self.decoders[-1]]
-        hidden = first.embed(token_ids)
+        hidden = self.decoders[0].embed(token_ids)
         self.run_layers(hidden, [(d, d.first, d.stop) for d in self.decoders])
-        return last.logits(hidden)
+        return self.decoders[-1].logits(hidden)
 
     @torch.inference_mode()
     def run_layers(self, hidden: torch.Tensor, parts: list[tuple[Decoder, int, int]]) -> None:
         start, stop = self.num_computed, self.num_computed + len(hidden)
-        positions = torch.arange(start, stop)
+        positions = torch.arange(start, stop, device=self.device)
         slots = self.block_table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
         batch = AttentionBatch(
-            query_starts=torch.tensor([0, len(hidden)], dtype=torch.int32),
-            context_lens=torch.tensor([stop], dtype=torch.int32),
+            query_starts=self._ints(0, len(hidden)),
+            context_lens=self._ints(stop),
             block_tables=self.block_table.int().unsqueeze(0),
             max_query_len=len(hidden),
             max_context_len=stop,
@@ -59,6 +66,9 @@ class Runner:
         for decoder, first, last in parts:
             decoder.forward(hidden, first, last, positions, slots, self.caches, batch)
         self.num_computed = stop
+
+    def _ints(self, *values: int) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
 
 
 @pytest.fixture

@@ -171,15 +171,25 @@ def test_no_tensor_is_read_twice(tmp_path, load, monkeypatch):
     assert sorted(read) == sorted(load_file(tmp_path / "model.safetensors"))
 
 
-def test_bfloat16_weights_agree_roughly(llama, load, runner):
-    spec = ModelSpec.load(llama)
-    low = Decoder.load(llama, spec, 0, NUM_LAYERS, torch.bfloat16, torch.device("cpu"))
-    ids = torch.arange(5)
-    run = runner([low], 5)
-    run.caches = {i: (k.bfloat16(), v.bfloat16()) for i, (k, v) in run.caches.items()}
-    got, expected = run.run(ids), runner([load(llama)], 5).run(ids)
+def low_precision_logits(path, runner, ids, device):
+    spec = ModelSpec.load(path)
+    decoder = Decoder.load(path, spec, 0, NUM_LAYERS, torch.bfloat16, device)
+    return runner([decoder], len(ids), torch.bfloat16, device).run(ids.to(device)).cpu()
+
+
+def test_bfloat16_agrees_roughly(model, runner):
+    path, ids, logits = model
+    got = low_precision_logits(path, runner, ids, torch.device("cpu"))
     assert got.dtype == torch.float32
-    assert (got - expected).abs().max() < 0.1 * expected.abs().max()
+    assert (got - logits).abs().max() < 0.1 * logits.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_agrees_roughly(model, runner):
+    path, ids, logits = model
+    got = low_precision_logits(path, runner, ids, torch.device("cuda"))
+    assert (got - logits).abs().max() < 0.1 * logits.abs().max()
 
 
 def test_a_missing_tensor_is_named(llama, load):
