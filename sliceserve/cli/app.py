@@ -14,7 +14,7 @@ from sliceserve.cli.chat import chat
 from sliceserve.cli.console import stderr
 from sliceserve.cli.demo import demo
 from sliceserve.cli.fetch import fetch
-
+from sliceserve.cli.gateway import gateway
 from sliceserve.cli.serve import serve
 
 DEBUG = "SLICESERVE_DEBUG"
@@ -81,5 +81,5 @@ def sliceserve_command(
     rest."""
 
 
-for command in (serve, chat, demo, fetch):
+for command in (serve, gateway, chat, demo, fetch):
     app.command()(command)

@@ -12,7 +12,7 @@ from sliceserve.cli import app
 from sliceserve.configs import ServerConfig
 from sliceserve.configs.loading import load_config
 
-COMMANDS = ["serve", "chat", "demo", "fetch"]
+COMMANDS = ["serve", "gateway", "chat", "demo", "fetch"]
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_flags_beat_the_environment_and_the_file(run, tmp_path):
         (["serve", "--dtype", "float8"], "engine.model.dtype must be auto or float32"),
         (["serve", "--cuts", "a,b"], "engine.layers.cuts must be a list"),
         (["chat", "--sparsity", "1.5"], "sparsity must be at least 0 and below 1, got 1.5"),
-        (["demo", "--codec", "zip"], "codec.name must be slicer or int8"),
+        (["gateway", "--codec", "zip"], "codec.name must be slicer or int8"),
         (["fetch", "./nowhere"], "nowhere"),
     ],
 )
