@@ -23,11 +23,8 @@ def cost_table(stats: "SessionStats", split: int, num_layers: int, codec: str) -
         ("speed", f"{total.tokens_per_s:.1f} tokens/s after the first"),
         ("time to first token", f"{1e3 * total.ttft_s / requests:.0f} ms"),
         ("layers", f"{split} here, {num_layers - split} on the server"),
-        (
-            "uplink",
-            f"{stats.uplink_bytes_per_token:.0f} bytes a token by {codec}, "
-            f"{stats.uplink_reduction_vs_fp16:.1f} times fewer than fp16",
-        ),
+        ("uplink per token", f"{stats.uplink_bytes_per_token:.0f} bytes by {codec}"),
+        ("against fp16", f"{stats.uplink_reduction_vs_fp16:.1f} times fewer bytes"),
         ("busy per token, here", f"{1e3 * total.head_s / tokens:.1f} ms"),
         ("busy per token, server", f"{1e3 * total.server_s / tokens:.1f} ms"),
         ("link per token", f"{1e3 * total.link_s / tokens:.1f} ms"),
