@@ -17,7 +17,7 @@ def server_share(stats: "SessionStats") -> float:
 def cost_table(stats: "SessionStats", split: int, num_layers: int, codec: str) -> Table:
     total = stats.total
     requests, tokens = max(1, total.num_requests), max(1, total.num_tokens)
-    table = Table(show_header=False, title_justify="left")
+    table = Table(show_header=False)
     rows = [
         ("prompt and answer", f"{total.num_prompt_tokens} + {total.num_tokens} tokens"),
         ("speed", f"{total.tokens_per_s:.1f} tokens/s after the first"),
