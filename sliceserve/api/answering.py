@@ -208,9 +208,9 @@ class _EventStream(StreamingResponse):
     """Closes ``source`` however the response ends, even if not one event was asked for."""
 
     def __init__(self, events: AsyncIterator[bytes], source: Chunks) -> None:
-        super().__init__(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
+        # Proxies must neither keep nor collect what should be seen at once.
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

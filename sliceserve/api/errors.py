@@ -9,7 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from sliceserve.client.errors import ConnectionRefused
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.generation import GenerationError
 from sliceserve.models.errors import ModelError
@@ -22,9 +21,9 @@ _STATUS_OF_CODE = {
     "context_length_exceeded": 400,
     "overloaded": 429,
     "draining": 503,
-    "unreachable": 503,
     "server_unreachable": 503,
-    "connection_lost": 503,
+    "closed": 503,
+    "timeout": 504,
 }
 _TYPE_OF_STATUS = {
     401: "authentication_error",
@@ -84,7 +83,7 @@ def as_api_error(error: Exception) -> ApiError:
     foresaw."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, GenerationError | ConnectionRefused):
+    if isinstance(error, GenerationError):
         status = _STATUS_OF_CODE.get(error.code, 500)
         return ApiError(status, str(error), error.code, retry_after_s=error.retry_after_s)
     if isinstance(error, EngineDead):

@@ -73,6 +73,10 @@ class RequestTimer:
     """The times and counts of one request, from its making on."""
 
     def __init__(self, metrics: Metrics, path: str, num_prompt: int) -> None:
+        # Looked up once a request, not once a token.
+        self._first_token_seconds = metrics.first_token_seconds.labels(path)
+        self._inter_token_seconds = metrics.inter_token_seconds.labels(path)
+        self._generation_tokens = metrics.generation_tokens.labels(path)
         self._metrics = metrics
         self._path = path
         self._num_prompt = num_prompt
@@ -83,11 +87,11 @@ class RequestTimer:
         """A token has come."""
         now = time.perf_counter()
         if self._last_token is None:
-            self._metrics.first_token_seconds.labels(self._path).observe(now - self._began)
+            self._first_token_seconds.observe(now - self._began)
             self._metrics.prompt_tokens.labels(self._path).inc(self._num_prompt)
         else:
-            self._metrics.inter_token_seconds.labels(self._path).observe(now - self._last_token)
-        self._metrics.generation_tokens.labels(self._path).inc()
+            self._inter_token_seconds.observe(now - self._last_token)
+        self._generation_tokens.inc()
         self._last_token = now
 
     def finish(self, reason: str) -> None:

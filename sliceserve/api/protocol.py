@@ -101,6 +101,12 @@ class GenerationRequest(_Part):
     repetition_penalty: Annotated[float | None, _neutral(1)] = None
     logit_bias: Annotated[dict[str, float] | None, _neutral({})] = None
 
+    @model_validator(mode="after")
+    def _expect_stream(self) -> "GenerationRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream to be true")
+        return self
+
     @property
     def num_choices(self) -> int:
         return self.n or 1

@@ -10,10 +10,13 @@ from sliceserve.api.backend import Backend
 from sliceserve.api.hosting import ServerError, bind, serve
 from sliceserve.api.shutdown import Interrupted, Shutdown
 from sliceserve.api.split import SplitLimits
-from sliceserve.configs import ServerConfig
+from sliceserve.client.errors import SplitError
+from sliceserve.client.sdk import AsyncSplitLLM
+from sliceserve.configs import ClientConfig, ServerConfig
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.generation import ThinGenerator
 from sliceserve.engine.process import EngineProcess
+from sliceserve.models.errors import ModelError
 from sliceserve.models.tokenizer import Tokenizer
 
 
@@ -27,7 +30,11 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     uvloop.run(main)
 
 
-async def run_server(config: ServerConfig, ready: Callable[[str], None] = lambda url: None) -> None:
+def _ignore(url: str) -> None:
+    pass
+
+
+async def run_server(config: ServerConfig, ready: Callable[[str], None] = _ignore) -> None:
     """Serve a model until SIGINT or SIGTERM; then let live requests finish, for
     ``drain_timeout_s`` at most. A second signal ends them at once.
 
@@ -63,7 +70,49 @@ async def run_server(config: ServerConfig, ready: Callable[[str], None] = lambda
             )
         except Interrupted:
             return
-        except EngineDead as error:
+        except (EngineDead, ModelError) as error:
             raise ServerError(f"the engine cannot start: {error}") from error
         finally:
             await engine.stop()
+
+
+async def run_gateway(
+    config: ClientConfig,
+    ready: Callable[[str], None] = _ignore,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_keys: tuple[str, ...] = (),
+    served_model_name: str | None = None,
+    drain_timeout_s: float = 30.0,
+) -> None:
+    """Offer the OpenAI routes on the device, with a split client behind them. Otherwise as
+    ``run_server``; the model has the server's name for it unless ``served_model_name`` is given.
+    """
+    with Shutdown.on_signals() as shutdown, bind(host, port) as sock:
+        llm = AsyncSplitLLM(config=config)
+        try:
+            await shutdown.guard(llm.start())
+            backend = Backend(
+                models=(served_model_name or llm.generator.welcome.model,),
+                fingerprint=llm.head.info.fingerprint,
+                tokenizer=llm.tokenizer,
+                generator=llm.generator,
+                engine=None,
+                stats=llm.head.stats,
+            )
+            await serve(
+                backend,
+                sock,
+                shutdown,
+                llm.close,
+                ready,
+                api_keys=api_keys,
+                drain_timeout_s=drain_timeout_s,
+            )
+        except Interrupted:
+            return
+        except (SplitError, ValueError) as error:
+            raise ServerError(f"the split client cannot start: {error}") from error
+        finally:
+            await llm.close()

@@ -53,3 +53,4 @@ class Shutdown:
         finally:
             working.cancel()
             stopping.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)

@@ -59,6 +59,7 @@ async def client(backend_of, fake):
             "invalid_type",
         ),
         ({"top_logprobs": 3}, None, "invalid_value"),
+        ({"stream_options": {"include_usage": True}}, None, "invalid_value"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
     ],
 )
@@ -170,6 +171,7 @@ async def test_a_chat_template_that_refuses(client):
         (("overloaded", "all 4 places are taken", 2.6), 429, "3"),
         (("draining", "going away", None), 503, "1"),
         (("server_unreachable", "no way through", None), 503, "1"),
+        (("timeout", "no answer for 60 s", None), 504, None),
         (("context_length_exceeded", "too long by 3", None), 400, None),
         (("no_such_code", "odd", None), 500, None),
     ],
@@ -271,6 +273,12 @@ async def test_a_bug_is_a_500_without_a_traceback(backend_of, fake, monkeypatch)
     error = error_of(response, 500)
     assert error["code"] == "internal_error"
     assert "division" not in response.text
+
+
+async def test_the_routes_describe_themselves(client):
+    schema = (await client.get("/openapi.json")).json()
+    assert {"/v1/completions", "/v1/chat/completions", "/health"} <= set(schema["paths"])
+    assert "temperature" in schema["components"]["schemas"]["ChatCompletionRequest"]["properties"]
 
 
 async def test_while_draining_only_questions_are_answered(serve, fake, eventually):

@@ -1,0 +1,71 @@
+"""What /metrics says."""
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from split_peer import connect
+
+from sliceserve.transport.messages import Opened, Token
+
+
+async def scrape(client):
+    response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+async def test_thin_requests_are_counted_and_timed(serve, fake):
+    served = await serve(fake("abc"))
+    async with httpx.AsyncClient(base_url=served.url) as client:
+        request = {"model": "tiny", "prompt": "four", "max_tokens": 2, "n": 2}
+        assert (await client.post("/v1/completions", json=request)).status_code == 200
+        await client.post("/v1/completions", json={**request, "max_tokens": 9, "n": 1})
+        await client.post("/v1/completions", json={**request, "prompt": []})
+        values = await scrape(client)
+    assert values["sliceserve:prompt_tokens_total", "thin"] == 8
+    assert values["sliceserve:generation_tokens_total", "thin"] == 2 + 2 + 4
+    assert values["sliceserve:request_success_total", "length", "thin"] == 2
+    assert values["sliceserve:request_success_total", "stop", "thin"] == 1
+    assert values["sliceserve:time_to_first_token_seconds_count", "thin"] == 3
+    assert values["sliceserve:inter_token_latency_seconds_count", "thin"] == 1 + 1 + 3
+    assert values["sliceserve:e2e_request_latency_seconds_count", "thin"] == 3
+
+
+async def test_split_traffic_is_counted(serve, fake):
+    served = await serve(fake("abc"))
+    async with httpx.AsyncClient(base_url=served.url) as client:
+        async with connect(served) as peer:
+            before = await scrape(client)
+            await peer.open(num_prompt=3, max_tokens=1)
+            await peer.receive(Opened)
+            await peer.data(0, 3)
+            await peer.receive(Token)
+            values = await scrape(client)
+        assert before["sliceserve:split_sessions",] == values["sliceserve:split_sessions",] == 1
+        sent = values["sliceserve:split_uplink_bytes_total",]
+        assert sent > before["sliceserve:split_uplink_bytes_total",] > 0
+        assert values["sliceserve:split_downlink_bytes_total",] > 0
+        assert values["sliceserve:prompt_tokens_total", "split"] == 3
+        assert values["sliceserve:request_success_total", "length", "split"] == 1
+
+
+async def test_the_engine_is_asked_at_the_scrape(serve, fake):
+    served = await serve(fake())
+    async with httpx.AsyncClient(base_url=served.url) as client:
+        values = await scrape(client)
+    assert values["sliceserve:num_requests_running",] == 0
+    assert values["sliceserve:num_preemptions_total",] == 3
+    assert values["sliceserve:engine_busy_seconds_total",] == 1.5
+    assert values["sliceserve:kv_cache_usage_perc", "0-6"] == 0.6
+
+
+async def test_apps_do_not_share_their_counts(serve, fake):
+    first, second = await serve(fake()), await serve(fake())
+    async with httpx.AsyncClient() as client:
+        request = {"model": "tiny", "prompt": "x"}
+        assert (await client.post(f"{first.url}/v1/completions", json=request)).status_code == 200
+        text = (await client.get(f"{second.url}/metrics")).text
+    assert "sliceserve:generation_tokens_total{" not in text
