@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sliceserve.models.errors import ModelError
@@ -72,16 +73,30 @@ def convert_gguf(path: Path) -> Path:
     folder = cache_dir() / "gguf" / f"{content_digest([path])[:32]}-{_FORMAT}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            part = folder.with_suffix(".part")
-            # Left behind by a process that was killed.
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            _convert(path, part)
-            os.rename(part, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                _convert_into(folder, path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot write the converted model to {folder}: {error}; set SLICESERVE_CACHE to a "
+            "folder with room for it"
+        ) from error
     return folder
+
+
+def _convert_into(folder: Path, path: Path) -> None:
+    """All of the folder or, if anything fails, none of it."""
+    part = folder.with_suffix(".part")
+    # Left behind by a process that was killed.
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        _convert(path, part)
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
@@ -100,7 +115,11 @@ def _convert(path: Path, folder: Path) -> None:
         if (token_id := _optional(reader, f"tokenizer.ggml.{kind}_token_id")) is not None
     ]
     tokenizer, tokenizer_config = tokenizer_files(
-        {key: field.contents() for key, field in reader.fields.items() if "tokenizer" in key}
+        {
+            key: field.contents()
+            for key, field in reader.fields.items()
+            if key.startswith("tokenizer.")
+        }
     )
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", {"eos_token_id": eos_token_ids})

@@ -12,6 +12,7 @@ from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
 from sliceserve.models import gguf as converter
 from sliceserve.models.errors import ModelError
+from sliceserve.models.files import cache_dir
 from sliceserve.models.gguf import convert_gguf
 from sliceserve.models.gguf_tokenizer import tokenizer_files
 from sliceserve.models.resolve import fingerprint, resolve_model
@@ -318,6 +319,7 @@ def test_a_cut_file_is_named_and_leaves_nothing_behind(tmp_path):
     for _ in range(2):
         with pytest.raises(ModelError, match=r"model\.gguf is not a \.gguf file"):
             convert_gguf(path)
+    assert [file.suffix for file in (cache_dir() / "gguf").iterdir()] == [".lock"]
 
 
 def test_a_model_is_converted_once(tmp_path, monkeypatch):
@@ -331,15 +333,29 @@ def test_a_model_is_converted_once(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_is_replaced(tmp_path, load, monkeypatch):
     path = write_gguf(tmp_path / "model.gguf", make_model("llama"), "llama")
+    convert = converter._convert
 
     def killed(path, folder):
-        (folder / "config.json").write_text("{")
+        (folder / "left.safetensors").write_text("half of it")
+        folder.rename(folder.with_name("kept"))
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(converter, "_convert", killed)
+    monkeypatch.setattr(converter, "_convert", killed)
+    with pytest.raises(KeyboardInterrupt):
         convert_gguf(path)
-    load(convert_gguf(path))
+    (lock,) = (cache_dir() / "gguf").glob("*.lock")
+    (lock.parent / "kept").rename(lock.with_suffix(".part"))
+    monkeypatch.setattr(converter, "_convert", convert)
+    folder = convert_gguf(path)
+    load(folder)
+    assert not (folder / "left.safetensors").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "model.gguf", make_model("llama"), "llama")
+    monkeypatch.setenv("SLICESERVE_CACHE", str(path))
+    with pytest.raises(ModelError, match=r"cannot write .*set SLICESERVE_CACHE"):
+        convert_gguf(path)
 
 
 CONVERT = """
