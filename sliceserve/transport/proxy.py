@@ -125,7 +125,6 @@ class ShapingProxy:
         try:
             while data := await reader.read(CHUNK_BYTES):
                 await lane.push(data, len(data))
-                await self._flowing.wait()
             await lane.finish()
             writer.write_eof()
         finally:

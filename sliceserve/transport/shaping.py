@@ -161,16 +161,14 @@ class Lane:
         self._origin_s = origin_s
         self._flowing = flowing
         self._queue: ClosableQueue[tuple[float, bytes]] = ClosableQueue(QUEUE_CAPACITY)
-        self._turn = asyncio.Lock()
         self._task = asyncio.create_task(self._carry())
 
     async def push(self, data: bytes, num_bytes: int) -> None:
         """Send off one piece, which takes ``num_bytes`` of the line; waits while the send buffer is
         full. LinkClosed once the lane has ended."""
-        async with self._turn:
-            passage = self._bottleneck.enter(num_bytes, self._clock.now() - self._origin_s)
-            await self._queue.put((passage.arrival_s + self._origin_s, data))
-            await self._clock.sleep_until(passage.room_s + self._origin_s)
+        passage = self._bottleneck.enter(num_bytes, self._clock.now() - self._origin_s)
+        await self._queue.put((passage.arrival_s + self._origin_s, data))
+        await self._clock.sleep_until(passage.room_s + self._origin_s)
 
     async def finish(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Wait until all that was pushed is delivered; more is refused with this code."""

@@ -38,6 +38,13 @@ def test_a_lap_that_starts_and_ends_with_an_outage() -> None:
     assert trace.finish(1.0, 1000 * MBIT) == pytest.approx(3 * 999 + 2.0)
 
 
+def test_rounding_at_the_end_of_a_lap() -> None:
+    # The quotient of bits and bits per lap rounds up to just above a whole number.
+    trace = RateTrace((1.0, 1.0), (0.0, 91.6573488262714))
+    bits = 30053 * trace.carried(2.0)
+    assert trace.finish(0.0, bits) == pytest.approx(2 * 30053)
+
+
 @given(traces, st.floats(0, 100), st.floats(1, 1e9))
 def test_finish_is_when_the_line_has_carried_the_bits(
     steps: list[tuple[float, float]], start: float, bits: float

@@ -118,7 +118,8 @@ async def test_many_senders_keep_their_order(clock: FakeClock) -> None:
     senders = [asyncio.create_task(link.send(message)) for message in messages]
     got = [await clock.run(server.receive()) for _ in messages]
     assert got == messages
-    await clock.run(asyncio.wait_for(asyncio.gather(*senders), None))
+    for sender in senders:
+        await sender
     await link.close()
 
 

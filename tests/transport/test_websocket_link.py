@@ -6,6 +6,8 @@ from http import HTTPStatus
 
 import pytest
 from websockets.asyncio.server import Request, Response, ServerConnection, serve
+from websockets.exceptions import ConnectionClosedError
+from websockets.frames import Close
 
 from sliceserve.transport.link import CloseCode, Link, LinkClosed, LinkRefused
 from sliceserve.transport.messages import SUBPROTOCOL
@@ -109,6 +111,21 @@ async def test_our_close_tells_code_and_a_reason_of_any_length() -> None:
         link = await connect(url)
         await link.close(CloseCode.PROTOCOL_ERROR, "é" * 100)
         assert await ends.get() == (1002, "é" * 61)
+
+
+async def test_when_both_close_at_once_the_servers_word_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(echo) as url:
+        link = await connect(url)
+
+        async def crossed() -> bytes:
+            raise ConnectionClosedError(Close(1011, "theirs"), Close(1000, "ours"), False)
+
+        monkeypatch.setattr(link._connection, "recv", crossed)
+        with pytest.raises(LinkClosed, match="1011: theirs"):
+            await link.receive()
+        await link.close()
 
 
 async def test_a_lost_connection_is_code_1006() -> None:
