@@ -160,17 +160,34 @@ def test_idle_request_gives_up_its_blocks_and_is_replayed_from_its_packets() -> 
     assert len(idle.outputs) == 1
 
 
-def test_replayed_head_emits_nothing_twice() -> None:
-    harness = Harness(num_blocks=(4, 4, 4, 4), max_model_len=16, max_tokens_per_step=16)
-    harness.open("old", 8, max_tokens=5)
-    harness.open("head", 8, is_head=True)
-    assert [len(p.packets) for p in harness.step()[1]] == [0, 8]
-    while harness.scheduler.get("old") is not None:
-        harness.step()
-    harness.send("head", 8, 9)
-    plan, (progress,) = harness.step()
-    assert (plan.requests[0].start, plan.num_tokens, plan.requests[0].num_emitted) == (0, 9, 8)
-    assert (progress.start, progress.packets) == (8, [FakeModel.packet("head", 8)])
+@pytest.mark.parametrize("max_tokens_per_step", [3, 16])
+def test_replayed_head_emits_nothing_twice(max_tokens_per_step: int) -> None:
+    harness = Harness((4, 4, 4, 4), max_model_len=16, max_tokens_per_step=max_tokens_per_step)
+    harness.open("old", 8, max_tokens=8)
+    head = harness.open("head", 8, is_head=True)
+    emitted = []
+    while harness.scheduler.get("old") is not None or head.num_computed < 9:
+        if harness.scheduler.get("old") is None:
+            harness.send("head", 8, 9)
+        for progress in harness.step()[1]:
+            if progress.packets:
+                assert progress.start == len(emitted)
+                emitted += progress.packets
+    assert harness.scheduler.stats.num_preempted_total >= 1
+    assert emitted == [FakeModel.packet("head", p) for p in range(9)]
+
+
+def test_later_arrival_leaves_a_step_in_which_an_earlier_one_needs_its_blocks() -> None:
+    harness = Harness(num_blocks=(8, 8, 8, 4), max_model_len=16)
+    harness.open("old", 8, entry_layer=15)
+    harness.open("young", 7)
+    harness.send("old", 0, 8)
+    harness.step()
+    # The later one is first in the rotation.
+    harness.send("old", 8, 9)
+    assert harness.rows() == {"old": (8, 9)}
+    assert harness.scheduler.stats.num_preempted_total == 1
+    assert harness.scheduler.stats.num_waiting == 1
 
 
 def test_request_without_later_arrivals_gives_up_its_own_blocks() -> None:
