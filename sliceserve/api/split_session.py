@@ -3,7 +3,10 @@ the engine's outputs back."""
 
 import asyncio
 import contextlib
+import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -15,6 +18,8 @@ from sliceserve.engine.client import EngineClient, EngineDead, RequestStream
 from sliceserve.transport.frames import DataFrame, ProtocolError, decode, encode
 from sliceserve.transport.link import CloseCode
 from sliceserve.transport.messages import Bye, Cancel, Control, Error, Open, Welcome
+
+logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 1.0
 # For last words to a client that may have stopped reading.
@@ -54,7 +59,8 @@ async def refuse(websocket: WebSocket, ending: Ending) -> None:
         if ending.code is not None:
             await websocket.close(ending.code)
 
-    with contextlib.suppress(WebSocketDisconnect, asyncio.TimeoutError):
+    # RuntimeError: the server around the app has closed the socket already.
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
         await asyncio.wait_for(last_words(), _CLOSE_TIMEOUT_S)
 
 
@@ -83,7 +89,7 @@ class Session:
 
     async def run(self) -> None:
         """Until the connection ends, for whatever reason."""
-        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+        tasks = [self._spawn(self._read()), self._spawn(self._write())]
         try:
             ending = await self._ending
             self._release(ending.keep)
@@ -111,6 +117,17 @@ class Session:
         if not self._ending.done():
             self._ending.set_result(ending)
 
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """A task whose failure ends the connection."""
+
+        def check(task: "asyncio.Task[None]") -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._end(_ending_after(error))
+
+        task = asyncio.create_task(work)
+        task.add_done_callback(check)
+        return task
+
     def _release(self, keep: bool) -> None:
         """Let go of all requests at once, before anything else can happen."""
         relays, self._relays = self._relays, {}
@@ -126,41 +143,27 @@ class Session:
         return f"{self._welcome.resume_token}:{request_id}"
 
     async def _write(self) -> None:
-        try:
-            while True:
-                data = await self._waiting.get()
+        while True:
+            data = await self._waiting.get()
+            try:
                 await self._websocket.send_bytes(data)
-                self._metrics.count_downlink(len(data))
-        except WebSocketDisconnect:
-            self._end(Ending(None))
+            except RuntimeError as error:
+                # The server around the app has closed the socket by itself.
+                raise WebSocketDisconnect(CloseCode.ABNORMAL) from error
+            self._metrics.count_downlink(len(data))
 
     async def _read(self) -> None:
         limits = self._welcome
-        while not self._ending.done():
+        while True:
             try:
                 message = await receive(
                     self._websocket, limits.max_frame_bytes, limits.max_frame_tokens, self._metrics
                 )
                 self._handle(message)
-            except WebSocketDisconnect:
-                self._end(Ending(None))
             except ProtocolError as error:
-                self._complain(error)
-            except EngineDead as error:
-                self._engine_died(error)
-
-    def _complain(self, error: ProtocolError) -> None:
-        """An error that names a request ends that one; any other ends the connection."""
-        refusal = Error(code=error.code, message=error.message, request_id=error.request_id)
-        if error.request_id is None:
-            self._end(Ending(CloseCode.PROTOCOL_ERROR, refusal))
-        else:
-            self._cancel(error.request_id)
-            self.tell(refusal)
-
-    def _engine_died(self, error: EngineDead) -> None:
-        words = Error(code="engine_dead", message=f"the engine has stopped: {error}")
-        self._end(Ending(CloseCode.INTERNAL_ERROR, words))
+                if error.request_id is None:
+                    raise
+                self._fail(error.request_id, error.code, error.message)
 
     def _handle(self, message: Control | DataFrame) -> None:
         match message:
@@ -197,9 +200,19 @@ class Session:
 
     def _open(self, message: Open) -> None:
         request_id = message.request_id
-        if (refusal := self._refusal(request_id)) is not None:
-            self._cancel(request_id)
-            self.tell(refusal)
+        if self._lifecycle.draining:
+            words = "this server is shutting down; send the request to another one"
+            self._fail(request_id, "draining", words, _RETRY_AFTER_S)
+            return
+        num_others = len(self._relays.keys() - {request_id})
+        if num_others >= self._welcome.max_requests:
+            self._fail(
+                request_id,
+                "overloaded",
+                f"{num_others} requests are live on this connection, the most allowed; wait for "
+                "one to end",
+                _RETRY_AFTER_S,
+            )
             return
         if (older := self._relays.pop(request_id, None)) is not None:
             older.cancel()
@@ -214,42 +227,42 @@ class Session:
                 codec=self._welcome.codec,
             )
         )
-        self._relays[request_id] = asyncio.create_task(self._relay(request, outputs))
+        self._relays[request_id] = self._spawn(self._relay(request, outputs))
 
-    def _refusal(self, request_id: int) -> Error | None:
-        """Why a request cannot be opened now."""
-        if self._lifecycle.draining:
-            return Error(
-                code="draining",
-                message="this server is shutting down; send the request to another one",
-                request_id=request_id,
-                retry_after_s=_RETRY_AFTER_S,
-            )
-        num_others = len(self._relays.keys() - {request_id})
-        if num_others >= self._welcome.max_requests:
-            return Error(
-                code="overloaded",
-                message=f"{num_others} requests are live on this connection, the most allowed; "
-                "wait for one to end",
-                request_id=request_id,
-                retry_after_s=_RETRY_AFTER_S,
-            )
-        return None
+    def _fail(
+        self, request_id: int, code: str, message: str, retry_after_s: float | None = None
+    ) -> None:
+        """An error that ends one request."""
+        self._cancel(request_id)
+        self.tell(
+            Error(code=code, message=message, request_id=request_id, retry_after_s=retry_after_s)
+        )
 
     def _cancel(self, request_id: int) -> None:
         relay = self._relays.pop(request_id, None)
         if relay is not None:
             relay.cancel()
-            self._engine.send(engine_messages.Cancel(self._engine_id(request_id)))
+        # Without a relay it may still wait in the engine, left behind by a lost connection.
+        self._engine.send(engine_messages.Cancel(self._engine_id(request_id)))
 
     async def _relay(self, request: SplitRequest, outputs: RequestStream) -> None:
         """Tell the client all news of one request."""
         with self._lifecycle.work():
-            try:
-                async for output in outputs:
-                    for message in request.translate(output):
-                        self.tell(message)
-            except EngineDead as error:
-                self._engine_died(error)
+            async for output in outputs:
+                for message in request.translate(output):
+                    self.tell(message)
         # Not reached when cancelled: then somebody else has it.
         self._relays.pop(request.request_id, None)
+
+
+def _ending_after(error: BaseException) -> Ending:
+    if isinstance(error, WebSocketDisconnect):
+        return Ending(None)
+    if isinstance(error, ProtocolError):
+        return Ending(CloseCode.PROTOCOL_ERROR, Error(code=error.code, message=error.message))
+    if isinstance(error, EngineDead):
+        words = Error(code="engine_dead", message=f"the engine has stopped: {error}")
+        return Ending(CloseCode.INTERNAL_ERROR, words)
+    logger.error("unexpected error on a split connection", exc_info=error)
+    words = Error(code="internal_error", message="the server failed; its log says why")
+    return Ending(CloseCode.INTERNAL_ERROR, words)

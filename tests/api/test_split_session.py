@@ -94,7 +94,9 @@ async def test_cancel_ends_one_request_only(serve, fake, eventually):
         await peer.send(messages.Cancel(request_id=77))
         await peer.data(0, 3, request_id=2)
         assert (await peer.receive(Token)).request_id == 2
-        assert [c.request_id for c in engine.sent(Cancel)] == [f"{peer.welcome.resume_token}:1"]
+        token = peer.welcome.resume_token
+        # The second may be waiting in the engine since an earlier connection.
+        assert [c.request_id for c in engine.sent(Cancel)] == [f"{token}:1", f"{token}:77"]
         await peer.data(0, 3, request_id=1)
         error = await peer.receive(Error)
         assert (error.code, error.request_id) == ("unknown_request", 1)
@@ -291,6 +293,17 @@ async def test_a_dead_engine_says_so_and_closes(serve, fake):
         error = await peer.receive(Error)
         assert error.code == "engine_dead"
         assert "out of smoke" in error.message
+        assert await peer.closed() == 1011
+
+
+async def test_a_bug_ends_its_connection_with_an_error(serve, fake, monkeypatch):
+    served = await serve(fake())
+    monkeypatch.setattr(
+        "sliceserve.api.split_request.SplitRequest.translate", lambda *_: iter([object()])
+    )
+    async with connect(served) as peer:
+        await peer.open()
+        assert (await peer.receive(Error)).code == "internal_error"
         assert await peer.closed() == 1011
 
 
