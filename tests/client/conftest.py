@@ -1,7 +1,8 @@
 import asyncio
+import json
 
 import pytest
-from split_peers import Pair, ScriptedServer
+from split_peers import VOCAB, Pair, ScriptedServer
 
 
 @pytest.fixture
@@ -22,3 +23,36 @@ async def pair(server):
     await asyncio.gather(*server.tasks)
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not [task for task in left if "pair" not in repr(task)]
+
+
+@pytest.fixture(scope="session")
+def word_model(tmp_path_factory):
+    """A folder with a tokenizer whose token i is the word "wi", and nothing else of a model."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    path = tmp_path_factory.mktemp("words")
+    pretrained = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    pretrained.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}w1"
+    pretrained.save_pretrained(path)
+    (path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return str(path)
+
+
+@pytest.fixture
+def scripted(monkeypatch, server, word_model):
+    """Clients that are made from now on talk to ``server``; the Pairs below them."""
+    from sliceserve.client import sdk
+
+    pairs = []
+
+    def make_session(config, dial):
+        pairs.append(Pair(server, word_model, timeout_s=5.0, resume_timeout_s=2.0))
+        return pairs[-1].session
+
+    monkeypatch.setattr(sdk, "make_session", make_session)
+    return pairs

@@ -47,10 +47,11 @@ def answer(prompt: list[int], sampling: SamplingParams) -> list[int]:
 class ScriptedHead(EngineStreams):
     """Gives the prompt's packets ``chunk`` at a time; ``encoded`` lists every (id, position)."""
 
-    def __init__(self, cut: int, chunk: int = 4) -> None:
+    def __init__(self, cut: int, model_path: str = "", chunk: int = 4) -> None:
         super().__init__()
         self.cut = cut
         self.chunk = chunk
+        self.model_path = model_path
         self.encoded: list[tuple[str, int]] = []
         self.live: set[str] = set()
         self.num_starts = 0
@@ -59,7 +60,7 @@ class ScriptedHead(EngineStreams):
         self.num_starts += 1
         self._info = EngineInfo(
             model="scripted",
-            model_path="",
+            model_path=self.model_path,
             fingerprint="abc",
             dtype="float32",
             device="cpu",
@@ -295,14 +296,15 @@ class ScriptedServer:
 class Pair:
     """A session between a scripted head and a scripted server."""
 
-    def __init__(self, server: ScriptedServer, **options: float) -> None:
+    def __init__(self, server: ScriptedServer, model_path: str = "", **options: float) -> None:
         self.server = server
+        self.model_path = model_path
         self.head: ScriptedHead | None = None
         hello = wire.Hello(fingerprint="abc", codec=CODEC)
         self.session = SplitSession(server.dial, self._make_head, hello, **options)
 
     def _make_head(self, cut: int) -> ScriptedHead:
-        self.head = ScriptedHead(cut)
+        self.head = ScriptedHead(cut, self.model_path)
         return self.head
 
     async def generate(self, prompt: list[int], sampling: SamplingParams) -> list[int]:

@@ -1,0 +1,183 @@
+"""A tiny Llama cut in two over a real socket, against the same model whole in transformers."""
+
+import asyncio
+
+import pytest
+import torch
+from split_server import split_server
+
+from sliceserve.client import AsyncSplitLLM, ConnectionRefused, RequestFailed, SplitLLM
+from sliceserve.configs import SamplingParams
+from sliceserve.transport.proxy import ShapingProxy
+
+PROMPT = list(range(3, 40))
+SAMPLED = SamplingParams(max_tokens=12, temperature=1.0, seed=11, ignore_eos=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLICESERVE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, word_model):
+    """A folder with a random Llama of 6 layers and a tokenizer, and its transformers model."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=72,
+        intermediate_size=100,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=12,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        eos_token_id=2,
+        bos_token_id=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    path = tmp_path_factory.mktemp("tiny-llama")
+    AutoTokenizer.from_pretrained(word_model).save_pretrained(path)
+    model.save_pretrained(path)
+    return str(path), model
+
+
+@pytest.fixture(scope="module")
+def greedy(tiny):
+    """Tokens that transformers chooses after a prompt."""
+
+    def generate(prompt, num_tokens):
+        with torch.inference_mode():
+            out = tiny[1].generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=num_tokens,
+                min_new_tokens=num_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        return tuple(out[0, len(prompt) :].tolist())
+
+    return generate
+
+
+def client(url, tiny, **options):
+    settings = {"codec": "float32", "dtype": "float32", "device": "cpu", "timeout_s": 20.0}
+    return AsyncSplitLLM(url, model=tiny[0], **(settings | options))
+
+
+async def nothing_left(server):
+    """The server hears of a cancel a moment later."""
+    while await server.num_live():
+        await asyncio.sleep(0.01)
+
+
+async def test_a_split_model_says_what_the_whole_one_says(tiny, greedy):
+    prompts = [PROMPT, [5], list(range(100, 200))]
+    async with split_server(tiny[0], max_tokens_per_step=16, credit_window=32) as server:
+        clients = [client(server.url, tiny, split=cut) for cut in (1, 3, 5)]
+        await asyncio.gather(*(llm.start() for llm in clients))
+        calls = [
+            llm.generate(prompt, max_tokens=10, ignore_eos=True)
+            for llm in clients
+            for prompt in prompts
+        ]
+        completions = await asyncio.gather(*calls)
+        assert [c.token_ids for c in completions] == [greedy(p, 10) for p in prompts] * 3
+        assert [llm.split for llm in clients] == [1, 3, 5]
+        await asyncio.gather(*(llm.close() for llm in clients))
+        await nothing_left(server)
+
+
+async def test_a_lost_line_changes_no_token(tiny):
+    async with split_server(tiny[0]) as server, ShapingProxy("127.0.0.1", server.port) as proxy:
+        async with client(server.url, tiny) as llm:
+            expected = (await llm.generate(PROMPT, SAMPLED)).token_ids
+        llm = client(f"http://127.0.0.1:{proxy.port}", tiny, split=3)
+        tokens = []
+        async for chunk in llm.stream(PROMPT, SAMPLED):
+            tokens.append(chunk.token.token_id)
+            if len(tokens) in (1, 6):
+                await proxy.cut()
+        assert tuple(tokens) == expected
+        assert llm.stats.num_reconnects == 2
+        assert (await server.engine.stats()).num_detached == 0
+        await llm.close()
+        await nothing_left(server)
+
+
+async def test_another_server_goes_on_where_the_first_has_died(tiny, greedy):
+    async with split_server(tiny[0]) as server:
+        port = server.port
+        llm = client(server.url, tiny, resume_timeout_s=60.0)
+        stream = llm.stream(PROMPT, max_tokens=12, ignore_eos=True)
+        tokens = [(await anext(stream)).token.token_id for _ in range(5)]
+    async with split_server(tiny[0], port=port) as server:
+        tokens += [chunk.token.token_id async for chunk in stream]
+        assert tuple(tokens) == greedy(PROMPT, 12)
+        await llm.close()
+        await nothing_left(server)
+
+
+async def test_a_closed_stream_leaves_nothing_on_either_side(tiny):
+    async with split_server(tiny[0]) as server, client(server.url, tiny) as llm:
+        stream = llm.stream(PROMPT, max_tokens=200, ignore_eos=True)
+        await anext(stream)
+        assert await server.num_live() == 1
+        await stream.aclose()
+        await nothing_left(server)
+        assert (await llm.head.stats()).num_live == 0
+
+
+async def test_refusals_say_what_differs(tiny, tmp_path):
+    async with split_server(tiny[0], api_keys=("right",)) as server:
+        with pytest.raises(ConnectionRefused, match="API key") as refused:
+            await client(server.url, tiny).start()
+        assert refused.value.code == "unauthorized"
+        with pytest.raises(ConnectionRefused, match="cuts offered are 1, 3, 5"):
+            await client(server.url, tiny, api_key="right", split=2).start()
+        other = tmp_path / "other"
+        tiny[1].save_pretrained(other)
+        (other / "config.json").write_text(
+            (other / "config.json").read_text().replace("10000.0", "20000.0")
+        )
+        with pytest.raises(ConnectionRefused, match="same model") as refused:
+            await client(server.url, (str(other),), api_key="right").start()
+        assert refused.value.code == "fingerprint_mismatch"
+        async with client(server.url, tiny, api_key="right") as llm:
+            with pytest.raises(RequestFailed, match="at most 256"):
+                await llm.generate(list(range(256)))
+    with pytest.raises(ConnectionRefused, match="sliceserve serve"):
+        await client(server.url, tiny).start()
+
+
+async def test_without_an_event_loop(tiny, greedy):
+    def use(url):
+        with SplitLLM(url, model=tiny[0], codec="float32", dtype="float32") as llm:
+            pieces = "".join(chunk.text for chunk in llm.stream(PROMPT, max_tokens=8))
+            return pieces, llm.generate(PROMPT, max_tokens=8, ignore_eos=True)
+
+    async with split_server(tiny[0]) as server:
+        text, completion = await asyncio.to_thread(use, server.url)
+        assert completion.token_ids == greedy(PROMPT, 8)
+        assert completion.text.startswith(text)
+        await nothing_left(server)
+
+
+async def test_the_books_show_the_codec(tiny):
+    async with split_server(tiny[0]) as server, client(server.url, tiny) as llm:
+        stats = (await llm.generate(PROMPT, max_tokens=20, ignore_eos=True)).stats
+        assert stats.num_packets == len(PROMPT) + 19
+        # Four bytes an element, and little else.
+        assert 4 * 72 < stats.uplink_bytes_per_token < 4 * 72 + 40
+        assert 0.4 < llm.stats.uplink_reduction_vs_fp16 < 0.5
+        assert stats.server_s > 0.0 and stats.head_s > 0.0
