@@ -160,10 +160,10 @@ def test_idle_request_gives_up_its_blocks_and_is_replayed_from_its_packets() -> 
     assert len(idle.outputs) == 1
 
 
-@pytest.mark.parametrize("max_tokens_per_step", [3, 16])
+@pytest.mark.parametrize("max_tokens_per_step", [5, 16])
 def test_replayed_head_emits_nothing_twice(max_tokens_per_step: int) -> None:
     harness = Harness((4, 4, 4, 4), max_model_len=16, max_tokens_per_step=max_tokens_per_step)
-    harness.open("old", 8, max_tokens=8)
+    harness.open("old", 4, max_tokens=8)
     head = harness.open("head", 8, is_head=True)
     emitted = []
     while harness.scheduler.get("old") is not None or head.num_computed < 9:
