@@ -2,8 +2,9 @@
 
 import torch
 
-from sliceserve.kernels.paged_attention import cpu
+from sliceserve.kernels.paged_attention import cpu, flash
 from sliceserve.kernels.paged_attention.batch import AttentionBatch
+from sliceserve.kernels.paged_attention.flash import flash_fits
 
 __all__ = ["AttentionBatch", "paged_attention"]
 
@@ -24,6 +25,14 @@ def paged_attention(
     ``[g·H/Hkv, (g + 1)·H/Hkv)`` share KV head g. ``window`` limits the row at position p to keys
     ``[p - window + 1, p]``; None is no limit.
 
+    On a GPU, flash-attn computes it where ``flash.flash_fits``, else the Triton kernel.
+
     Returns (T, H, D), contiguous, of q's dtype. Rows of no sequence in ``batch`` are undefined.
     """
-    return cpu.paged_attention(q, k_cache, v_cache, batch, scale, window)
+    if not q.is_cuda:
+        return cpu.paged_attention(q, k_cache, v_cache, batch, scale, window)
+    if flash_fits(q, k_cache):
+        return flash.paged_attention(q, k_cache, v_cache, batch, scale, window)
+    from sliceserve.kernels.paged_attention import triton
+
+    return triton.paged_attention(q, k_cache, v_cache, batch, scale, window)

@@ -34,9 +34,10 @@ def _store_kv_kernel(
 ):
     i_row = tl.program_id(0).to(tl.int64)
     slot = tl.load(p_slots + i_row)
+    if slot < 0:
+        return
     o_width = tl.arange(0, BLOCK)
-    # A negative slot masks the whole row out.
-    mask = (o_width < width) & (slot >= 0)
+    mask = o_width < width
     b_k = tl.load(p_k + i_row * k_stride + o_width, mask=mask)
     b_v = tl.load(p_v + i_row * v_stride + o_width, mask=mask)
     tl.store(p_k_cache + slot * width + o_width, b_k, mask=mask)
