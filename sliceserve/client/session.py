@@ -166,7 +166,6 @@ class SplitSession:
             prompt=request.prompt,
             sampling=request.sampling,
             codec=self._codec,
-            head=True,
         )
 
     async def _listen(self, request: SplitRequest, stream: RequestStream) -> None:

@@ -19,8 +19,8 @@ class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     again. With ``entry_layer`` 0 ``prompt`` holds the prompt's ``num_prompt`` token ids; above 0 it
     is empty and inputs come by ``AppendPackets``, under ``codec``.
 
-    ``head``: this engine is a head: rows come back as packets under ``codec``, nothing is sampled,
-    and tokens after the prompt come by ``AppendTokens``.
+    A head (an engine below the model's last layer) samples nothing: rows come back as packets, and
+    tokens after the prompt come by ``AppendTokens``.
 
     Answered by one ``RequestOutput`` with ``opened`` set.
     """
@@ -32,7 +32,6 @@ class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     outputs: list[int] = []
     sampling: SamplingParams = SamplingParams()
     codec: str | None = None
-    head: bool = False
 
 
 class AppendTokens(msgspec.Struct, tag=True, frozen=True):

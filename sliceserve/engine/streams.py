@@ -26,10 +26,16 @@ class OutputStream:
     def __init__(self) -> None:
         self._waiting: deque[RequestOutput] = deque()
         self._news = asyncio.Event()
+        self.opened = False
         self._ended = False
         self._failure: str | None = None
 
     def put(self, output: RequestOutput) -> None:
+        # What was on its way when an older stream of this request was replaced comes before the
+        # answer to Open, which tells it all again.
+        self.opened |= output.opened or output.finish_reason == "error"
+        if not self.opened:
+            return
         self._waiting.append(output)
         self._news.set()
 
@@ -123,7 +129,7 @@ class EngineStreams:
             # Cancelled here while the output was on its way.
             return
         stream.put(output)
-        if output.finish_reason is not None:
+        if stream.opened and output.finish_reason is not None:
             del self._streams[output.request_id]
             stream.end()
 
