@@ -15,6 +15,7 @@ from sliceserve.client.sdk import AsyncSplitLLM, Message, Prompt
 from sliceserve.client.stats import SessionStats
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.generation import TextChunk
+from sliceserve.models.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -65,6 +66,10 @@ class SplitLLM:
             return self._llm.stats
 
         return self._thread.run(read())
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._llm.tokenizer
 
     @property
     def num_layers(self) -> int:
