@@ -62,4 +62,4 @@ format: setup ## Rewrite the code in the project's style
 clean: ## Remove .venv and whatever tools have left
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
 	  .hypothesis
-	find sliceserve tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find . -name __pycache__ -prune -exec rm -rf {} +
