@@ -45,7 +45,7 @@ def _pointer(typingctx, address, offset, like):
     return pointer_type(types.int64, types.int64, like), codegen
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def elements(address, offset, count, like):
     """The ``count`` elements that begin ``offset`` elements after ``address``, as an array."""
     return carray(_pointer(address, offset, like), (count,))
@@ -90,7 +90,7 @@ def from_float(typingctx, value, like):
 
 
 # Not SUM_IN_LANES: reassociation would undo the split of ln 2.
-@njit(inline="always", fastmath={"contract"})
+@njit(forceinline=True, fastmath={"contract"})
 def exp(x):
     """e to the x in float32, to about one unit in the last place. Unlike libm's, it vectorises.
 
