@@ -56,8 +56,18 @@ def _one_of(sentence: str) -> WrapValidator:
     return WrapValidator(check)
 
 
+def _expect_unicode(text: str) -> str:
+    # JSON can spell half of a surrogate pair, which no tokenizer and no answer can hold.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("not valid Unicode: it has half of a surrogate pair") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_expect_unicode)]
 TokenId = Annotated[int, Field(ge=0)]
-StopString = Annotated[str, Field(min_length=1)]
+StopString = Annotated[Text, Field(min_length=1)]
 
 
 class _Part(BaseModel):
@@ -78,7 +88,7 @@ class ResponseFormat(_Part):
 class GenerationRequest(_Part):
     """What both endpoints share."""
 
-    model: str
+    model: Text
     temperature: float | None = Field(None, ge=0.0, le=100.0)
     top_p: float | None = Field(None, gt=0.0, le=1.0)
     top_k: int | None = Field(None, ge=-1)
@@ -150,7 +160,7 @@ class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
     prompt: Annotated[
-        str | list[str] | list[TokenId] | list[list[TokenId]],
+        Text | list[Text] | list[TokenId] | list[list[TokenId]],
         _one_of("a string, a list of strings, a list of token ids, or a list of such lists"),
     ]
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -179,7 +189,7 @@ class CompletionRequest(GenerationRequest):
 
 class TextPart(_Part):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(_Part):
@@ -188,11 +198,11 @@ class ChatMessage(_Part):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        str | list[TextPart],
+        Text | list[TextPart],
         _one_of('a string, or a list of parts {"type": "text", "text": string}'),
     ]
-    name: str | None = None
-    tool_call_id: str | None = None
+    name: Text | None = None
+    tool_call_id: Text | None = None
 
     tool_calls: Annotated[list[Any] | None, _neutral([])] = None
     function_call: Annotated[Any, _neutral()] = None

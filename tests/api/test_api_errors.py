@@ -120,6 +120,29 @@ async def test_a_body_that_is_no_json_object(client, body):
     assert error_of(response, 400)["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"temperature": NaN',
+        '"top_p": NaN',
+        '"min_p": Infinity',
+        '"seed": 1e999',
+        '"seed": ' + "9" * 5000,
+        '"user": ' + "[" * 100_000,
+        '"prompt": "\\ud800"',
+        '"stop": "\\udfff"',
+        '"model": "\\ud800"',
+        '"\\ud800": 1',
+    ],
+)
+async def test_hostile_json_is_refused(client, field):
+    body = '{"model": "tiny", "prompt": "x", ' + field + "}"
+    response = await client.post(
+        "/v1/completions", content=body, headers={"Content-Type": "application/json"}
+    )
+    error_of(response, 400)
+
+
 async def test_json_under_another_content_type(client):
     response = await client.post(
         "/v1/completions", content=json.dumps(COMPLETION), headers={"Content-Type": "text/plain"}

@@ -1,0 +1,148 @@
+"""A server and a gateway as they really run: an engine process, a split client, signals."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import httpx
+import openai
+import pytest
+
+from sliceserve.api.hosting import ServerError
+from sliceserve.api.server import run_gateway, run_server
+from sliceserve.configs import (
+    CacheConfig,
+    ClientConfig,
+    CodecConfig,
+    EngineConfig,
+    LayerConfig,
+    ModelConfig,
+    ServerConfig,
+)
+
+pytestmark = pytest.mark.e2e
+
+_MAIN = """
+import sys, msgspec
+from sliceserve.api.server import run, run_server
+from sliceserve.configs import ServerConfig
+config = msgspec.json.decode(sys.argv[1], type=ServerConfig)
+run(run_server(config, lambda url: print(url, flush=True)))
+"""
+
+
+def server_config(model, **changes):
+    return ServerConfig(
+        engine=EngineConfig(
+            model=ModelConfig(model=str(model), dtype="float32", device="cpu"),
+            layers=LayerConfig(cuts=(1, 3, 5)),
+            cache=CacheConfig(num_tokens=2048),
+        ),
+        port=0,
+        served_model_name="tiny",
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def server(model_path):
+    """(process, url) of a server in a process of its own."""
+    import msgspec
+
+    config = msgspec.json.encode(server_config(model_path, api_keys=("sesame",))).decode()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MAIN, config], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    yield process, process.stdout.readline().decode().strip()
+    process.kill()
+    process.wait()
+
+
+@contextlib.asynccontextmanager
+async def gateway(model_path, server_url, split):
+    """The URL of a gateway in this event loop; it must end well at SIGTERM."""
+    url = asyncio.get_running_loop().create_future()
+    config = ClientConfig(
+        server=server_url,
+        model=ModelConfig(model=str(model_path), dtype="float32", device="cpu"),
+        split=split,
+        codec=CodecConfig(name="float32"),
+        api_key="sesame",
+    )
+    running = asyncio.create_task(run_gateway(config, url.set_result, port=0))
+    await asyncio.wait({running, url}, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        running.result()
+    yield url.result()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(running, 30)
+
+
+async def texts(base_url, **changes):
+    """Answers to three prompts at once."""
+    async with openai.AsyncOpenAI(
+        base_url=f"{base_url}/v1", api_key="sesame", max_retries=0
+    ) as client:
+        answers = await asyncio.gather(
+            *(
+                client.completions.create(
+                    model="tiny",
+                    prompt=prompt,
+                    max_tokens=12,
+                    temperature=0.8,
+                    seed=5,
+                    extra_body={"ignore_eos": True},
+                    **changes,
+                )
+                for prompt in ("a", "The quick brown fox", "xyz" * 20)
+            )
+        )
+        return [(a.choices[0].text, a.usage.completion_tokens) for a in answers]
+
+
+@pytest.mark.parametrize("split", [1, 5])
+async def test_a_gateway_gives_the_text_of_the_whole_model(server, model_path, split):
+    _, url = server
+    whole = await texts(url)
+    async with gateway(model_path, url, split) as gateway_url:
+        assert await texts(gateway_url) == whole
+        async with httpx.AsyncClient(base_url=gateway_url) as client:
+            assert (await client.get("/health")).json() == {"status": "ok"}
+            assert "sliceserve:engine_steps_total" in (await client.get("/metrics")).text
+            assert (await client.get("/v1/split/info")).status_code == 404
+    async with httpx.AsyncClient(base_url=url) as client:
+        text = (await client.get("/metrics")).text
+    assert "sliceserve:split_sessions 0.0" in text
+    assert 'sliceserve:generation_tokens_total{path="split"}' in text
+
+
+async def test_a_gateway_without_its_server_is_one_sentence(model_path):
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1:1\b"):
+        async with gateway(model_path, "http://127.0.0.1:1", 1):
+            pass
+
+
+async def test_a_model_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(ServerError, match="cannot start"):
+        await run_server(server_config(tmp_path / "none"))
+
+
+def test_sigterm_lets_the_last_request_finish(server):
+    process, url = server
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 100, "stream": True, "ignore_eos": True}
+    headers = {"Authorization": "Bearer sesame"}
+    with httpx.stream(
+        "POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60
+    ) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        events = [line.removeprefix("data: ") for line in lines if line]
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
+    assert process.wait(30) == 0
+    assert process.stderr.read() == b""
