@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from sliceserve.configs.model import CacheConfig, LayerConfig, ModelConfig
+from sliceserve.configs.validation import expect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,17 @@ class SchedulerConfig:
     max_requests: int = 1024
     credit_window: int = 2048
     detached_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_tokens_per_step",
+            "max_requests_per_step",
+            "max_requests",
+            "credit_window",
+        ):
+            expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        timeout = self.detached_timeout_s
+        expect(timeout >= 0, "detached_timeout_s", "0 seconds or more", timeout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sliceserve.configs.validation import expect
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
@@ -36,6 +38,17 @@ class CacheConfig:
     block_size: int = 16
     num_tokens: int | None = None
     memory_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        expect(1 <= self.block_size <= 4096, "block_size", "1 to 4096 tokens", self.block_size)
+        expect(
+            self.num_tokens is None or self.num_tokens >= self.block_size,
+            "num_tokens of the KV cache",
+            f"at least one block of {self.block_size}",
+            self.num_tokens,
+        )
+        fraction = self.memory_fraction
+        expect(0 < fraction < 1, "memory_fraction", "above 0 and below 1", fraction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
