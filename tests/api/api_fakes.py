@@ -25,7 +25,8 @@ class FakeEngine(EngineStreams):
 
     A request at layer 0 gets a token each time the loop turns, while ``running`` is set. One from
     above gets its next token when all its packets are here. ``refusal`` (code, message, seconds)
-    refuses every request; ``fail_after`` fails each after so many tokens. ``commands`` records.
+    refuses every request; ``fail_after`` fails each after so many tokens, ``pause_after`` clears
+    ``running``. ``commands`` records.
     """
 
     def __init__(self, answer, eos=2, **info):
@@ -34,6 +35,7 @@ class FakeEngine(EngineStreams):
         self.eos = eos
         self.refusal = None
         self.fail_after = None
+        self.pause_after = None
         self.commands = []
         self.running = asyncio.Event()
         self.running.set()
@@ -149,6 +151,8 @@ class FakeEngine(EngineStreams):
             )
             if reason is not None:
                 return
+            if num_tokens + 1 == self.pause_after:
+                self.running.clear()
 
     def _append(self, command):
         name = command.request_id

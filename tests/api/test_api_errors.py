@@ -312,11 +312,11 @@ async def test_while_draining_only_questions_are_answered(serve, fake, eventuall
         live = asyncio.create_task(client.post("/v1/completions", json=COMPLETION))
         await eventually(lambda: engine.num_generating == 1)
         served.shutdown.requested.set()
-        await asyncio.sleep(0)
+        while (health := await client.get("/health")).status_code == 200:
+            pass
+        assert (health.status_code, health.json()) == (503, {"status": "draining"})
         response = await client.post("/v1/completions", json=COMPLETION)
         assert error_of(response, 503)["code"] == "draining"
-        health = await client.get("/health")
-        assert (health.status_code, health.json()) == (503, {"status": "draining"})
         assert (await client.get("/v1/models")).status_code == 200
         engine.running.set()
         assert (await live).json()["choices"][0]["text"] == "Hello"

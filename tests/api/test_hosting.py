@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 
 import httpx
 import pytest
@@ -27,6 +28,12 @@ async def test_ready_tells_the_url_of_a_free_port(serve, fake):
     assert served.task.exception() is None
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{served.url}/health")
+
+
+def test_sockets_are_such_that_no_token_waits_for_an_acknowledgement():
+    # asyncio sets TCP_NODELAY on sockets that say TCP of themselves, and on no others.
+    with bind("127.0.0.1", 0) as sock:
+        assert sock.proto == socket.IPPROTO_TCP
 
 
 async def test_a_port_in_use_is_one_sentence(serve, fake, backend_of):
