@@ -31,15 +31,15 @@ def test_nothing_given_is_the_defaults():
 
 
 def test_the_command_line_beats_the_environment_which_beats_the_file(yaml_file):
-    path = yaml_file("port: 1\nhost: a\nengine: {cache: {num_tokens: 1, block_size: 8}}\n")
+    path = yaml_file("port: 1\nhost: a\nengine: {cache: {num_tokens: 64, block_size: 8}}\n")
     env = {
         "SLICESERVE_PORT": "2",
         "SLICESERVE_HOST": "b",
-        "SLICESERVE_ENGINE__CACHE__NUM_TOKENS": "2",
+        "SLICESERVE_ENGINE__CACHE__NUM_TOKENS": "128",
     }
     config = load_config(ServerConfig, path, env, {"port": 3})
     assert (config.port, config.host) == (3, "b")
-    assert (config.engine.cache.num_tokens, config.engine.cache.block_size) == (2, 8)
+    assert (config.engine.cache.num_tokens, config.engine.cache.block_size) == (128, 8)
     assert config.engine.model == ServerConfig().engine.model
 
 
