@@ -1,0 +1,49 @@
+"""Codecs by configuration, for who encodes, and by wire id, for who decodes."""
+
+from typing import get_args
+
+import torch
+
+from sliceserve.codec.base import Codec, CodecError
+from sliceserve.codec.int8 import Int8Codec
+from sliceserve.codec.passthrough import PassthroughCodec
+from sliceserve.codec.slicer import SlicerCodec
+from sliceserve.configs import CodecConfig
+from sliceserve.configs.codec import CodecName
+
+
+def build_codec(config: CodecConfig, hidden_size: int) -> Codec:
+    """The codec that ``config`` names, with its settings for the encoder."""
+    if config.name == "slicer":
+        return SlicerCodec(config.slicer, hidden_size)
+    if config.name == "int8":
+        return Int8Codec(hidden_size)
+    return PassthroughCodec(getattr(torch, config.name), hidden_size)
+
+
+def codec_for_wire(wire_id: str, hidden_size: int) -> Codec:
+    """The codec that reads packets under ``wire_id``. Raises CodecError for an unknown one."""
+    codecs = {codec.wire_id: codec for codec in _all_codecs(hidden_size)}
+    if wire_id not in codecs:
+        raise CodecError(f"codec {wire_id!r} is not known here; known are {', '.join(codecs)}")
+    return codecs[wire_id]
+
+
+def known_codecs() -> list[str]:
+    """Wire ids, the preferred first."""
+    return [codec.wire_id for codec in _all_codecs(hidden_size=1)]
+
+
+def warm_up(codec: Codec, device: torch.device | str = "cpu") -> None:
+    """Compile what the codec needs on ``device``, so that no request waits for it.
+
+    Seconds the first time on a machine; numba and Triton then keep the result on disk.
+    """
+    hidden = torch.zeros(1, codec.hidden_size, device=device)
+    packets = codec.encode(hidden)
+    codec.check(packets[0])
+    codec.decode(packets, hidden)
+
+
+def _all_codecs(hidden_size: int) -> list[Codec]:
+    return [build_codec(CodecConfig(name=name), hidden_size) for name in get_args(CodecName)]
