@@ -11,8 +11,16 @@ from sliceserve.api.backend import Backend
 from sliceserve.api.hosting import bind
 from sliceserve.api.hosting import serve as serve_backend
 from sliceserve.api.shutdown import Shutdown
-from sliceserve.configs import CacheConfig, EngineConfig, LayerConfig, ModelConfig
+from sliceserve.configs import (
+    CacheConfig,
+    CodecConfig,
+    EngineConfig,
+    LayerConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
 from sliceserve.engine.generation import ThinGenerator
+from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.models.tokenizer import Tokenizer
 
 _TEMPLATE = (
@@ -77,21 +85,24 @@ def fake(tokenizer):
 
 
 @pytest.fixture
-async def tiny_engine(model_path):
-    """The tiny model for real, every layer, in a thread."""
-    from sliceserve.engine.in_process import InProcessEngine
-
+async def make_engine(model_path):
+    """Makes engines over layers of the tiny model, each in a thread."""
     torch.set_num_threads(2)
-    engine = InProcessEngine(
-        EngineConfig(
-            model=ModelConfig(model=str(model_path), dtype="float32", device="cpu"),
-            layers=LayerConfig(cuts=(1, 3, 5)),
-            cache=CacheConfig(num_tokens=2048),
-        )
-    )
-    await engine.start()
-    yield engine
-    await engine.stop()
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make(stop=None, **scheduler):
+            config = EngineConfig(
+                model=ModelConfig(model=str(model_path), dtype="float32", device="cpu"),
+                layers=LayerConfig(stop=stop, cuts=(1, 3, 5)),
+                cache=CacheConfig(num_tokens=2048),
+                scheduler=SchedulerConfig(**scheduler),
+            )
+            engine = InProcessEngine(config, CodecConfig(name="float32"))
+            await engine.start()
+            stack.push_async_callback(engine.stop)
+            return engine
+
+        yield make
 
 
 @pytest.fixture

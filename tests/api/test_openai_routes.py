@@ -223,10 +223,8 @@ async def test_a_client_that_does_not_wait_for_the_first_token_ends_it_too(
         await eventually(lambda: len(engine.sent(Cancel)) == 1)
 
 
-async def test_the_real_engine_gives_the_same_text_streamed_or_not(
-    serve, tiny_engine, client_of, tokenizer
-):
-    client = client_of(await serve(tiny_engine))
+async def test_the_real_engine_gives_the_same_text_streamed_or_not(serve, make_engine, client_of):
+    client = client_of(await serve(await make_engine()))
     request = {
         "model": "tiny",
         "prompt": "The quick brown fox",
