@@ -62,6 +62,7 @@ def build_engine(config: EngineConfig, codec: CodecConfig | None = None) -> Engi
         max_rows=config.scheduler.max_tokens_per_step,
         encoder=build_codec(codec or CodecConfig(), spec.hidden_size) if is_head else None,
     )
+    runner.warm_up()
     scheduler = Scheduler(
         config.scheduler,
         BlockManager(segments, block_size),

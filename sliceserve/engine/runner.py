@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 
 from sliceserve.codec.base import Codec
-from sliceserve.codec.registry import codec_for_wire
+from sliceserve.codec.registry import codec_for_wire, known_codecs, warm_up
+from sliceserve.configs import SamplingParams
 from sliceserve.engine.batch import Batch
 from sliceserve.engine.kv_cache import KVCache
 from sliceserve.engine.sampler import sample
@@ -46,6 +47,28 @@ class Runner:
         if wire_id not in self._codecs:
             self._codecs[wire_id] = codec_for_wire(wire_id, self._decoder.spec.hidden_size)
         return self._codecs[wire_id]
+
+    def warm_up(self) -> None:
+        """Compile what a row and a sampled token need, before anybody waits for it.
+
+        Writes to block 0 of each segment, which is nobody's yet.
+        """
+        codecs = [self.codec(wire_id) for wire_id in known_codecs()]
+        for codec in codecs if self._encoder is None else [self._encoder]:
+            warm_up(codec, self._cache.device)
+        entry = self._segments[0].first
+        hidden = torch.zeros_like(self._hidden[:1])
+        sampling = SamplingParams(temperature=1.0, top_k=2, seed=0, logprobs=1)
+        request = ScheduledRequest(
+            request_id="warm-up",
+            entry_layer=entry,
+            start=0,
+            inputs=[0] if entry == 0 else codecs[0].encode(hidden),
+            block_tables=[[0] for _ in self._segments],
+            sampling=sampling if self._encoder is None else None,
+            codec=codecs[0].wire_id,
+        )
+        self.run(StepPlan([request]))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepOutput:
