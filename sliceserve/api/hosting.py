@@ -69,7 +69,8 @@ async def serve(
         await asyncio.wait({serving, watching, requested}, return_when=asyncio.FIRST_COMPLETED)
         if requested.done():
             await _drain(lifecycle, shutdown, watching, drain_timeout_s)
-        # Ends what is still live with an answer that says so.
+        await lifecycle.end()
+        # What is still live ends with an answer that says so.
         await close()
         server.should_exit = True
         await serving

@@ -1,7 +1,7 @@
 """Whether a server takes new work, and how much it has."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from sliceserve.api.errors import ApiError
@@ -15,7 +15,8 @@ class Lifecycle:
         self._idle = asyncio.Event()
         self._idle.set()
         self._drain_seconds: float | None = None
-        self._listeners: list[Callable[[float], None]] = []
+        self._drain_listeners: list[Callable[[float], None]] = []
+        self._end_listeners: list[Callable[[], Awaitable[None]]] = []
 
     @property
     def draining(self) -> bool:
@@ -49,15 +50,24 @@ class Lifecycle:
 
     def on_drain(self, listener: Callable[[float], None]) -> None:
         """Call ``listener`` with the seconds left once a drain begins."""
-        self._listeners.append(listener)
+        self._drain_listeners.append(listener)
+
+    def on_end(self, listener: Callable[[], Awaitable[None]]) -> None:
+        """Call ``listener`` before the server closes its sockets."""
+        self._end_listeners.append(listener)
 
     def begin_drain(self, seconds: float) -> None:
         """Refuse new work from now on; what is live may go on for ``seconds``."""
         if self._drain_seconds is None:
             self._drain_seconds = seconds
-            for listener in self._listeners:
+            for listener in self._drain_listeners:
                 listener(seconds)
 
     async def wait_idle(self) -> None:
         """Return when nothing is live."""
         await self._idle.wait()
+
+    async def end(self) -> None:
+        """Return when all who wanted have said their last words."""
+        for listener in self._end_listeners:
+            await listener()

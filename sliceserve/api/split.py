@@ -64,7 +64,9 @@ class SplitEndpoint:
         self._metrics = metrics
         self._limits = limits or SplitLimits()
         self._sessions: dict[str, Session] = {}
+        self._running: set[asyncio.Task[None]] = set()
         lifecycle.on_drain(self._announce_drain)
+        lifecycle.on_end(self._leave)
 
     def describe(self) -> dict[str, Any]:
         """What a client may want to know before it loads a head (GET /v1/split/info)."""
@@ -103,7 +105,10 @@ class SplitEndpoint:
             self._metrics,
             self._limits.max_waiting,
         )
-        await self._run(session, welcome.resume_token)
+        running = asyncio.create_task(self._run(session, welcome.resume_token))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        await running
 
     async def _run(self, session: Session, token: str) -> None:
         older = self._sessions.get(token)
@@ -158,6 +163,12 @@ class SplitEndpoint:
     def _announce_drain(self, seconds: float) -> None:
         for session in self._sessions.values():
             session.tell(Drain(seconds=seconds))
+
+    async def _leave(self) -> None:
+        for session in self._sessions.values():
+            session.leave()
+        if self._running:
+            await asyncio.wait(self._running)
 
 
 def _expect_same_model(hello: Hello, info: EngineInfo) -> None:

@@ -28,11 +28,15 @@ _CLOSE_TIMEOUT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why and how a connection ends. ``code`` None: it is gone already. ``keep``: its requests
-    wait in the engine for a resume."""
+    """How a connection ends. ``code`` None: it is gone already. ``words`` come before the close,
+    ``reason`` with it. ``keep``: its requests wait in the engine for a resume.
+
+    An Error fails the client's requests; after a Bye it takes them elsewhere, or here again.
+    """
 
     code: int | None
-    error: Error | None = None
+    words: Error | Bye | None = None
+    reason: str = ""
     keep: bool = True
 
 
@@ -54,10 +58,10 @@ async def refuse(websocket: WebSocket, ending: Ending) -> None:
     """Say why, if there is something to say, and close."""
 
     async def last_words() -> None:
-        if ending.error is not None:
-            await websocket.send_bytes(encode(ending.error))
+        if ending.words is not None:
+            await websocket.send_bytes(encode(ending.words))
         if ending.code is not None:
-            await websocket.close(ending.code)
+            await websocket.close(ending.code, ending.reason)
 
     # RuntimeError: the server around the app has closed the socket already.
     with contextlib.suppress(WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
@@ -106,12 +110,16 @@ class Session:
         try:
             self._waiting.put_nowait(encode(message))
         except asyncio.QueueFull:
-            self._end(Ending(CloseCode.TRY_AGAIN_LATER))
+            self._end(Ending(CloseCode.TRY_AGAIN_LATER, reason="the client reads too slowly"))
 
     def supersede(self) -> None:
         """The client has come back on another connection, which takes the requests from here."""
         self._release(keep=True)
-        self._end(Ending(CloseCode.POLICY_VIOLATION))
+        self._end(Ending(CloseCode.POLICY_VIOLATION, reason="continued on another connection"))
+
+    def leave(self) -> None:
+        """The server ends."""
+        self._end(Ending(CloseCode.GOING_AWAY, Bye(), "the server is shutting down", keep=False))
 
     def _end(self, ending: Ending) -> None:
         if not self._ending.done():
@@ -261,8 +269,7 @@ def _ending_after(error: BaseException) -> Ending:
     if isinstance(error, ProtocolError):
         return Ending(CloseCode.PROTOCOL_ERROR, Error(code=error.code, message=error.message))
     if isinstance(error, EngineDead):
-        words = Error(code="engine_dead", message=f"the engine has stopped: {error}")
-        return Ending(CloseCode.INTERNAL_ERROR, words)
+        return Ending(CloseCode.INTERNAL_ERROR, Bye(), "the engine has stopped", keep=False)
     logger.error("unexpected error on a split connection", exc_info=error)
     words = Error(code="internal_error", message="the server failed; its log says why")
     return Ending(CloseCode.INTERNAL_ERROR, words)
