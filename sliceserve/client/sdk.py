@@ -131,8 +131,8 @@ class AsyncSplitLLM:
                 await self._session.close()
 
     async def disconnect(self) -> None:
-        """End live calls and the connection, and leave the layers here where they are: all that
-        is left to do for a process that exits."""
+        """End live calls and the connection, and leave the layers here loaded and idle: all that
+        a process has to do that exits."""
         if self._session is not None:
             await self._session.disconnect()
 

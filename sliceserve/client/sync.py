@@ -19,7 +19,7 @@ from sliceserve.models.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
-_EXIT_TIMEOUT_S = 2.0
+_EXIT_TIMEOUT_S = 5.0
 
 
 class SplitLLM:
@@ -182,8 +182,9 @@ class _LoopThread:
         await self._llm.close()
 
     def _say_goodbye(self) -> None:
-        """The program ends: the server should know. The rest goes with the process, which can no
-        longer start the threads that an orderly end takes."""
+        """The program ends: the server should know, and an engine that computes while its thread
+        is taken away would abort the process. An orderly end takes threads, which can no longer
+        be started."""
         future = self.submit(self._llm.disconnect())
         if future is not None:
             with contextlib.suppress(concurrent.futures.TimeoutError):

@@ -12,6 +12,8 @@ from sliceserve.engine.messages import (
     Cancel,
     Command,
     EngineInfo,
+    EngineStats,
+    GetStats,
     Open,
     RequestOutput,
 )
@@ -86,6 +88,8 @@ class ScriptedHead(EngineStreams):
     def _post(self, command: Command) -> None:
         if isinstance(command, Open):
             self.live.add(command.request_id)
+            opened = RequestOutput(request_id=command.request_id, opened=True)
+            asyncio.get_running_loop().call_soon(self._dispatch, [opened])
             for start in range(0, command.num_prompt, self.chunk):
                 tokens = command.prompt[start : start + self.chunk]
                 self._emit(command.request_id, start, tokens)
@@ -93,6 +97,23 @@ class ScriptedHead(EngineStreams):
             self._emit(command.request_id, command.start, command.tokens)
         elif isinstance(command, Cancel):
             self.live.discard(command.request_id)
+        elif isinstance(command, GetStats):
+            asyncio.get_running_loop().call_soon(self._dispatch, [self._stats()])
+
+    def _stats(self) -> EngineStats:
+        return EngineStats(
+            num_live=len(self.live),
+            num_running=0,
+            num_waiting=0,
+            num_detached=0,
+            num_steps_total=0,
+            num_tokens_total=len(self.encoded),
+            num_sampled_total=0,
+            num_preempted_total=0,
+            busy_seconds=0.0,
+            held_packet_bytes=0,
+            segments=[],
+        )
 
     def _emit(self, request_id: str, start: int, tokens: list[int]) -> None:
         packets = [packet(start + i, token) for i, token in enumerate(tokens)]

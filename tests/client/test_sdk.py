@@ -275,10 +275,13 @@ def test_a_program_that_ends_without_close_ends_well(word_model):
         class Server(ScriptedServer):
             async def _handle(self, link, token, message):
                 print(type(message).__name__, flush=True)
+                await super()._handle(link, token, message)
 
         server = Server()
         sdk.make_session = lambda config, dial: Pair(server, {word_model!r}).session
         llm = SplitLLM()
+        stream = llm.stream([1], max_tokens=50)
+        next(stream)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
@@ -287,7 +290,8 @@ def test_a_program_that_ends_without_close_ends_well(word_model):
         timeout=120,
         check=False,
     )
-    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["Bye"], "")
+    said = done.stdout.split()
+    assert (done.returncode, said[0], said[-1], done.stderr) == (0, "Open", "Bye", "")
 
 
 def test_the_front_door_does_not_import_torch():
