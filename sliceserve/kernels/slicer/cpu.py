@@ -213,7 +213,7 @@ def _code_block(magnitude, distortion, max_bits):
 
 @njit(cache=True, nogil=True)
 def _put(words, position, field):
-    """Write a field of at most 16 bits into zeroed bits; the position after it is the caller's."""
+    """Write a field of at most 16 bits into zeroed bits."""
     word = position >> 6
     shift = position & 63
     words[word] |= np.uint64(field) << np.uint64(shift)
