@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def demo(
     prompt: Annotated[
         str, typer.Option(help="What to ask the model.")
-    ] = "Why is the sky blue? Answer in two sentences.",
+    ] = "Explain how a rainbow forms.",
     model: options.Model = None,
     split: Annotated[
         int | None,

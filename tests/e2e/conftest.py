@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from correctness import cases, heads, server  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,7 +15,7 @@ def default_model():
         pytest.skip("the default model is not installed; run `make setup`")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start():
     """Start ``sliceserve`` with arguments; processes that are left at the end are killed."""
     processes = []

@@ -19,7 +19,8 @@ def wait_until_ready(server) -> dict:
 
 
 def test_the_demo_answers_with_the_model_cut_in_two(start):
-    demo = start("demo", "--json", "--prompt", "What is the capital of France?", "--split", "10")
+    prompt = ["--prompt", "What is the capital of France?"]
+    demo = start("demo", "--json", *prompt, "--split", "10", "--sparsity", "0.2")
     out, err = demo.communicate(timeout=200)
     assert demo.returncode == 0, err
     report = json.loads(out)
@@ -70,14 +71,17 @@ def test_a_server_ends_with_exit_code_0_on_sigterm(start):
     assert "Traceback" not in err
 
 
-def test_a_chat_through_a_pipe(start):
+@pytest.fixture(scope="module")
+def server_url(start):
+    """A server that asks for the key "a secret"."""
     server = start("serve", "--json", "--port", "0", *SMALL, SLICESERVE_API_KEYS="a secret")
-    url = wait_until_ready(server)["url"]
-    args = ["--server", url, "--split", "8", "--max-tokens", "12"]
-    refused = start("chat", *args)
-    out, err = refused.communicate("hello\n", timeout=120)
-    assert refused.returncode == 1
-    assert err.startswith("Error: ")
+    yield wait_until_ready(server)["url"]
+    server.send_signal(signal.SIGTERM)
+    server.communicate(timeout=60)
+
+
+def test_a_chat_through_a_pipe(start, server_url):
+    args = ["--server", server_url, "--split", "8", "--codec", "float16", "--max-tokens", "12"]
     chat = start("chat", *args, SLICESERVE_API_KEY="a secret")
     lines = "What is the capital of France?\n/reset\n/stats\n/quit\nnever read\n"
     out, err = chat.communicate(lines, timeout=120)
@@ -85,3 +89,26 @@ def test_a_chat_through_a_pipe(start):
     assert "Paris" in out
     assert "\x1b" not in out + err
     assert "8 here, 22 on the server" in err
+
+
+def test_a_client_without_the_key_is_told_so(start, server_url):
+    chat = start("chat", "--server", server_url, "--split", "8")
+    out, err = chat.communicate("hello\n", timeout=120)
+    assert (chat.returncode, out) == (1, "")
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_gateway_answers_on_the_device(start, server_url):
+    args = ["--server", server_url, "--codec", "float16", "--port", "0"]
+    gateway = start("gateway", *args, "--served-model-name", "mine", SLICESERVE_API_KEY="a secret")
+    words = gateway.stderr.readline()
+    assert "is served on http://127.0.0.1:" in words, words + gateway.stderr.read()
+    url = words.split("is served on ")[1].split()[0]
+    question = {"role": "user", "content": "What is the capital of France?"}
+    body = {"model": "mine", "messages": [question], "max_tokens": 12, "temperature": 0}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).json()
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+    gateway.send_signal(signal.SIGTERM)
+    _, err = gateway.communicate(timeout=60)
+    assert gateway.returncode == 0, err
