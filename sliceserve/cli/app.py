@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import sliceserve
+from sliceserve.cli.bench import bench
 from sliceserve.cli.chat import chat
 from sliceserve.cli.console import stderr
 from sliceserve.cli.demo import demo
@@ -83,3 +84,4 @@ def sliceserve_command(
 
 for command in (serve, gateway, chat, demo, fetch):
     app.command()(command)
+app.add_typer(bench, name="bench")

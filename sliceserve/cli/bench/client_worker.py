@@ -1,0 +1,201 @@
+"""Some of the clients of `bench serve`: ``python -m sliceserve.cli.bench.client_worker``.
+
+Standard input brings an ``Assignment``, and an empty line when all processes are ready and the
+clients shall begin. Standard output answers ``Ready``, then an ``Outcome`` as each request ends;
+or ``Failed``. The process ends when its work does, or its standard input.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+import msgspec
+
+from sliceserve.api.server import run
+from sliceserve.cli.bench.fleet_messages import Assignment, Client, Failed, Outcome, Ready
+from sliceserve.cli.bench.replay import replay
+from sliceserve.cli.bench.shared_head import SharedHead
+from sliceserve.cli.bench.timeline import Timeline
+from sliceserve.cli.bench.workload import time_request
+from sliceserve.client.connection import Connection, Dialer
+from sliceserve.client.errors import SplitError
+from sliceserve.client.session import SplitSession
+from sliceserve.client.stats import RequestStats
+from sliceserve.codec.registry import build_codec
+from sliceserve.configs import ClientConfig, EngineConfig, LayerConfig
+from sliceserve.engine.client import EngineClient, EngineDead
+from sliceserve.engine.generation import GenerationError
+from sliceserve.engine.in_process import InProcessEngine
+from sliceserve.models.errors import ModelError
+from sliceserve.models.resolve import fingerprint, resolve_model
+from sliceserve.models.spec import ModelSpec
+from sliceserve.transport.frames import ProtocolError
+from sliceserve.transport.link import Link, LinkClosed
+from sliceserve.transport.messages import Bye, Hello
+from sliceserve.transport.websocket import connect
+
+# Handshakes at once: a server's queue of new connections is not endless.
+_NUM_DIALS = 32
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assignment = msgspec.json.decode(sys.stdin.buffer.readline(), type=Assignment)
+    run(_work(assignment))
+
+
+async def _work(assignment: Assignment) -> None:
+    async with AsyncExitStack() as stack:
+        try:
+            requesters = await _connect_all(assignment, stack)
+        except (SplitError, ModelError, EngineDead, ValueError) as error:
+            _say(Failed(str(error)))
+            return
+        _say(Ready())
+        await asyncio.to_thread(sys.stdin.buffer.readline)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        clients = zip(assignment.clients, requesters, strict=True)
+        await asyncio.gather(*(_drive(client, requester) for client, requester in clients))
+
+
+class _Requester(Protocol):
+    async def request(self, number: int, outcome: Outcome) -> None:
+        """The client's request of this number. Raises GenerationError, LinkClosed and
+        ProtocolError."""
+        ...
+
+
+async def _drive(client: Client, requester: _Requester) -> None:
+    for number in range(client.num_requests):
+        timeline = Timeline(time.perf_counter())
+        outcome = Outcome(client=client.index, cut=client.cut, timeline=timeline)
+        try:
+            await requester.request(number, outcome)
+        except (GenerationError, ProtocolError) as error:
+            outcome.code, outcome.error = error.code, str(error)
+        except LinkClosed as error:
+            outcome.code, outcome.error = "connection_lost", str(error)
+        _say(outcome)
+
+
+class _HeadRequester:
+    """Runs the first layers."""
+
+    def __init__(self, session: SplitSession, assignment: Assignment, client: Client) -> None:
+        self._session = session
+        self._sampling = assignment.sampling
+        self._prompts = client.prompts
+
+    async def request(self, number: int, outcome: Outcome) -> None:
+        stats = RequestStats()
+        tokens = self._session.generate(self._prompts[number], self._sampling, stats)
+        try:
+            await time_request(tokens, lambda: None, outcome.timeline)
+        finally:
+            outcome.num_packets, outcome.bytes_up = stats.num_packets, stats.bytes_up
+
+
+class _ReplayRequester:
+    """Sends what was recorded."""
+
+    def __init__(self, connection: Connection, assignment: Assignment, client: Client) -> None:
+        self._connection = connection
+        self._sampling = assignment.sampling
+        self._recordings = [assignment.recordings[i] for i in client.replays]
+
+    async def request(self, number: int, outcome: Outcome) -> None:
+        recording = self._recordings[number]
+        await replay(self._connection, number + 1, recording, self._sampling, outcome)
+
+    async def close(self) -> None:
+        try:
+            await self._connection.send(Bye())
+        except LinkClosed:
+            return
+        await self._connection.close()
+
+
+async def _connect_all(assignment: Assignment, stack: AsyncExitStack) -> list[_Requester]:
+    """Connections and heads, in the order of the assignment's clients; ``stack`` ends them."""
+    config = assignment.config
+    path = resolve_model(config.model.model, config.model.trust_remote_code)
+    codec = build_codec(config.codec, ModelSpec.load(path).hidden_size)
+    hello = Hello(fingerprint=fingerprint(path), codec=codec.wire_id)
+    heads: dict[int, EngineClient] = {}
+    if not assignment.recordings:
+        for cut in sorted({client.cut for client in assignment.clients}):
+            heads[cut] = await _start_head(config, cut, stack)
+    dialing = asyncio.Semaphore(_NUM_DIALS)
+
+    async def connect_one(client: Client) -> _Requester:
+        greeting = msgspec.structs.replace(hello, cut=client.cut)
+        async with dialing:
+            if assignment.recordings:
+                return await _replaying(assignment, client, greeting, stack)
+            return await _generating(assignment, client, greeting, heads[client.cut], stack)
+
+    return await asyncio.gather(*map(connect_one, assignment.clients))
+
+
+async def _start_head(config: ClientConfig, cut: int, stack: AsyncExitStack) -> EngineClient:
+    settings = EngineConfig(model=config.model, layers=LayerConfig(stop=cut))
+    engine = InProcessEngine(settings, config.codec)
+    stack.push_async_callback(engine.stop)
+    await engine.start()
+    return engine
+
+
+async def _generating(
+    assignment: Assignment, client: Client, hello: Hello, head: EngineClient, stack: AsyncExitStack
+) -> _Requester:
+    config = assignment.config
+
+    async def dial() -> Link:
+        return await connect(config.server, config.api_key, config.timeout_s)
+
+    session = SplitSession(
+        dial,
+        lambda _: SharedHead(head, str(client.index)),
+        hello,
+        config.timeout_s,
+        config.resume_timeout_s,
+    )
+    await session.start()
+    stack.push_async_callback(session.close)
+    return _HeadRequester(session, assignment, client)
+
+
+async def _replaying(
+    assignment: Assignment, client: Client, hello: Hello, stack: AsyncExitStack
+) -> _Requester:
+    config = assignment.config
+
+    async def dial() -> Link:
+        return await connect(config.server, config.api_key, config.timeout_s)
+
+    dialer = Dialer(dial, hello, config.timeout_s, config.resume_timeout_s)
+    requester = _ReplayRequester(await dialer.connect(), assignment, client)
+    stack.push_async_callback(requester.close)
+    return requester
+
+
+def _say(report: Ready | Failed | Outcome) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _end_with_parent() -> None:
+    """Standard input closes when the command dies."""
+    # Not through sys.stdin, whose lock a waiting thread would hold while the interpreter ends.
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
