@@ -1,21 +1,11 @@
 """What an answer cost, as a table."""
 
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 if TYPE_CHECKING:
     from sliceserve.client.stats import SessionStats
-
-
-def since(before: "SessionStats", now: "SessionStats") -> "SessionStats":
-    """What was counted between two moments of a session."""
-    counts = {
-        one.name: getattr(now.total, one.name) - getattr(before.total, one.name)
-        for one in fields(now.total)
-    }
-    return replace(now, total=replace(now.total, **counts))
 
 
 def server_share(stats: "SessionStats") -> float:

@@ -8,7 +8,7 @@ import typer
 
 from sliceserve.cli import options
 from sliceserve.cli.console import stderr, stdout
-from sliceserve.cli.cost import cost_table, server_share, since
+from sliceserve.cli.cost import cost_table, server_share
 from sliceserve.cli.local_server import local_server
 
 if TYPE_CHECKING:
@@ -49,11 +49,8 @@ def demo(
             from sliceserve.client.sync import SplitLLM
 
             llm = stack.enter_context(SplitLLM(server.url, api_key=server.api_key, config=settings))
-            # The first request of a process pays for kernels that compile.
-            llm.generate("Hello", max_tokens=2)
-        before = llm.stats
         text = _answer(llm, prompt, max_tokens, sys.stderr if json else sys.stdout)
-        stats = since(before, llm.stats)
+        stats = llm.stats
         if json:
             import msgspec
 

@@ -130,12 +130,6 @@ class AsyncSplitLLM:
             if self._session is not None:
                 await self._session.close()
 
-    async def disconnect(self) -> None:
-        """End live calls and the connection, and leave the layers here loaded and idle: all that
-        a process has to do that exits."""
-        if self._session is not None:
-            await self._session.disconnect()
-
     @property
     def generator(self) -> SplitSession:
         """Tokens instead of text. Raises SplitError before the start, as all below."""

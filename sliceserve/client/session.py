@@ -42,7 +42,6 @@ class SplitSession:
         self._codec = hello.codec
         self._ids = itertools.count(1)
         self._head: EngineClient | None = None
-        self._in_head: set[str] = set()
 
     async def start(self) -> None:
         """Connect, then load the head up to the cut that the server chose.
@@ -63,19 +62,9 @@ class SplitSession:
 
     async def close(self) -> None:
         """End live requests, here and on the server, and stop the head. May be called twice."""
-        await self.disconnect()
-        if self._head is not None:
-            await self._head.stop()
-
-    async def disconnect(self) -> None:
-        """End live requests, here and on the server; returns when the head is idle."""
         await self._line.close()
         if self._head is not None:
-            with contextlib.suppress(EngineDead):
-                for head_id in self._in_head:
-                    self._head.send(Cancel(head_id))
-                # Answered after the cancels, and between two steps.
-                await self._head.stats()
+            await self._head.stop()
 
     @property
     def welcome(self) -> Welcome:
@@ -125,7 +114,6 @@ class SplitSession:
         )
         self._line.open(request)
         head_id = str(request.request_id)
-        self._in_head.add(head_id)
         listener: asyncio.Task[None] | None = None
         try:
             stream = head.open(self._open_in_head(request, head_id))
@@ -145,7 +133,6 @@ class SplitSession:
             raise _head_stopped(error) from error
         finally:
             self._line.drop(request)
-            self._in_head.remove(head_id)
             with contextlib.suppress(EngineDead):
                 head.send(Cancel(head_id))
             if listener is not None:

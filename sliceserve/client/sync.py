@@ -183,9 +183,9 @@ class _LoopThread:
 
     def _say_goodbye(self) -> None:
         """The program ends: the server should know, and an engine that computes while its thread
-        is taken away would abort the process. An orderly end takes threads, which can no longer
-        be started."""
-        future = self.submit(self._llm.disconnect())
+        is taken away would abort the process. The loop stays: to end it takes threads, which can
+        no longer be started."""
+        future = self.submit(self._llm.close())
         if future is not None:
             with contextlib.suppress(concurrent.futures.TimeoutError):
                 future.result(_EXIT_TIMEOUT_S)

@@ -1,6 +1,7 @@
 """An engine in a thread of this process."""
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -29,13 +30,15 @@ class InProcessEngine(EngineStreams):
 
     async def start(self) -> EngineInfo:
         self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
         self._thread.start()
         return await self._ask_info()
 
     async def stop(self) -> None:
         self._mailbox.close()
+        # Not join: it would take another thread to wait in, and at a program's exit there is none.
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+            await self._ended.wait()
         self._die("the engine was stopped")
 
     def _post(self, command: Command) -> None:
@@ -48,10 +51,15 @@ class InProcessEngine(EngineStreams):
             # The last line of defence: whatever ended the engine, its callers must hear of it.
             logger.debug("the engine ended", exc_info=True)
             self._receive_answers([EngineFailed(str(error) or repr(error))])
+        self._on_loop(self._ended.set)
 
     def _receive_answers(self, answers: list[Answer]) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._dispatch, answers)
+        self._on_loop(lambda: self._dispatch(answers))
+
+    def _on_loop(self, work: Callable[[], None]) -> None:
+        # A loop that was closed without a word has nobody left who listens.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(work)
 
 
 class _QueueMailbox:

@@ -221,7 +221,7 @@ async def test_a_draining_server_finishes_what_is_live(pair, server):
 async def test_close_ends_live_requests(pair, server):
     tokens = pair.session.generate(PROMPT, TEN)
     await anext(tokens)
-    await pair.session.disconnect()
+    await pair.session.close()
     assert not pair.head.live
     await pair.session.close()
     await pair.session.close()

@@ -1,4 +1,4 @@
-"""The two doors to an engine behave alike: a thread of this process, and a process behind ZeroMQ."""
+"""Both doors to an engine behave alike: a thread of this process, a process behind ZeroMQ."""
 
 import asyncio
 import os
