@@ -11,7 +11,6 @@ from sliceserve.api.hosting import ServerError, bind, serve
 from sliceserve.api.shutdown import Interrupted, Shutdown
 from sliceserve.api.split import SplitLimits
 from sliceserve.client.errors import SplitError
-from sliceserve.client.sdk import AsyncSplitLLM
 from sliceserve.configs import ClientConfig, ServerConfig
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.generation import ThinGenerator
@@ -90,6 +89,9 @@ async def run_gateway(
     ``run_server``; the model has the server's name for it unless ``served_model_name`` is given.
     """
     with Shutdown.on_signals() as shutdown, bind(host, port) as sock:
+        # Here, because it brings torch, which a server's API process does without.
+        from sliceserve.client.sdk import AsyncSplitLLM
+
         llm = AsyncSplitLLM(config=config)
         try:
             await shutdown.guard(llm.start())

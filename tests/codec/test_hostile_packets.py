@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sliceserve.codec.base import CodecError
 from sliceserve.codec.registry import build_codec
 from sliceserve.configs import CodecConfig, SlicerConfig
 from sliceserve.kernels.slicer import reference
+
+hypothesis = pytest.importorskip("hypothesis")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 HIDDEN_SIZE = 70
 NAMES = ("slicer", "int8", "float32", "float16", "bfloat16")

@@ -5,14 +5,16 @@ import os
 import signal
 
 import pytest
-import pytest_asyncio
 
 from sliceserve.configs import CacheConfig, EngineConfig, LayerConfig, ModelConfig, SamplingParams
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.generation import GenerationError, ThinGenerator
 from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.engine.messages import AppendPackets, Cancel, Detach, Open
-from sliceserve.engine.process import EngineProcess, RemoteEngine
+
+pytest_asyncio = pytest.importorskip("pytest_asyncio")
+process = pytest.importorskip("sliceserve.engine.process", exc_type=ImportError)
+EngineProcess, RemoteEngine = process.EngineProcess, process.RemoteEngine
 
 GREEDY = SamplingParams(max_tokens=8, ignore_eos=True)
 

@@ -2,7 +2,6 @@ import json
 import subprocess
 import sys
 
-import gguf
 import numpy as np
 import pytest
 import tokenizers
@@ -19,6 +18,8 @@ from sliceserve.models.resolve import fingerprint, resolve_model
 from sliceserve.models.spec import ModelSpec
 from sliceserve.models.tokenizer import Tokenizer
 from sliceserve.models.weights import WeightReader, find_tensors
+
+gguf = pytest.importorskip("gguf")
 
 ALPHABET = [*map(chr, [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)])]
 ALPHABET += [chr(256 + i) for i in range(68)]
