@@ -22,32 +22,35 @@ DEBUG = "SLICESERVE_DEBUG"
 
 
 class Commands(TyperGroup):
-    """Runs a command. An error that was foreseen is told in a sentence, with exit code 1; any
-    other is a bug and keeps its traceback. Usage errors are typer's own, with exit code 2."""
+    """Runs a command. An error is told in a sentence, with exit code 1; one that was not foreseen
+    says so, and where its traceback is to be had. Usage errors are typer's own, with exit code 2.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
         except (Exception, KeyboardInterrupt) as error:
-            if os.environ.get(DEBUG) or not (sentence := _foreseen(error)):
+            # typer's own say how it ends a command; older versions take them from click.
+            is_typers = type(error).__module__.split(".")[0] in ("typer", "click")
+            if is_typers or os.environ.get(DEBUG):
                 raise
-            stderr.print(f"[bold red]Error:[/] {_escaped(sentence)}", soft_wrap=True)
+            stderr.print(f"[bold red]Error:[/] {_escaped(_sentence(error))}", soft_wrap=True)
             raise typer.Exit(1) from error
 
 
-def _foreseen(error: BaseException) -> str:
-    """The sentence for an error that a user can mend; "" for a bug.
-
-    Exception types of this project are made to be read by users. Looked up by module, because
-    importing them all would take seconds.
-    """
+def _sentence(error: BaseException) -> str:
+    """What a user can do something about. Exception types of this project are made to be read by
+    users; looked up by module, because importing them all would take seconds."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, BrokenPipeError):
-        return ""
     if isinstance(error, OSError) or type(error).__module__.startswith("sliceserve."):
         return str(error)
-    return ""
+    return (
+        f"this should not have happened: {type(error).__name__}: {error}. Run it again with "
+        f"{DEBUG}=1 for the traceback, and report it"
+    )
 
 
 def _escaped(text: str) -> str:

@@ -138,12 +138,16 @@ def test_debugging_shows_the_error_itself(run):
     assert type(result.exception).__name__ == "ModelError"
 
 
-def test_a_bug_keeps_its_traceback(run, monkeypatch):
+def test_a_bug_says_where_its_traceback_is_to_be_had(run, monkeypatch):
     def broken(*args):
         raise TypeError("a bug")
 
     monkeypatch.setattr("sliceserve.models.resolve.resolve_model", broken)
-    assert isinstance(run("fetch").exception, TypeError)
+    result = run("fetch")
+    assert result.exit_code == 1
+    assert "TypeError: a bug" in result.stderr
+    assert "SLICESERVE_DEBUG=1" in result.stderr
+    assert isinstance(run("fetch", env={"SLICESERVE_DEBUG": "1"}).exception, TypeError)
 
 
 def test_an_interrupt_is_no_traceback(run, monkeypatch):
