@@ -64,7 +64,9 @@ def main() -> None:
         run_loop(build_engine(config), mailbox)
     except Exception as error:
         # The last line of defence: whatever ended the engine, the server must hear of it.
-        logger.error("the engine ended: %s", error, exc_info="SLICESERVE_DEBUG" in os.environ)
+        # It tells the operator; here it would be said twice.
+        if "SLICESERVE_DEBUG" in os.environ:
+            logger.exception("the engine ended")
         mailbox.fail(str(error) or repr(error))
         sys.exit(1)
 
