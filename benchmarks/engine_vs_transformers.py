@@ -35,7 +35,7 @@ _PARTS = ("head_layers_ms", "encode_ms", "server_ms", "link_ms", "client_ms")
 async def take_turns(
     config: ClientConfig, input_len: int, output_len: int, num_turns: int
 ) -> list[Turn]:
-    """Each backend answers one prompt, then ``_NUM_STREAMS`` at once, ``num_turns`` times."""
+    """In a turn each backend answers one prompt, and then each ``_NUM_STREAMS`` at once."""
     stream = Workload(num_prompts=1, input_len=input_len, output_len=output_len)
     streams = Workload(num_prompts=_NUM_STREAMS, input_len=input_len, output_len=output_len)
     turns: list[Turn] = []
@@ -47,14 +47,15 @@ async def take_turns(
             for backend in backends:
                 await warm_up(backend, config, streams, _NUM_STREAMS)
                 await warm_up(backend, config, stream, 1)
-        with progress("turns", num_turns * len(backends)) as advance:
+        with progress("turns", 2 * num_turns * len(backends)) as advance:
             for _ in range(num_turns):
                 turn: Turn = {}
                 for backend in backends:
                     turn[backend.name, 1] = await measure_stream(backend, config, stream)
-                    turn[backend.name, _NUM_STREAMS] = await measure_work(
-                        backend, config, streams, _NUM_STREAMS
-                    )
+                    advance()
+                for backend in backends:
+                    result = await measure_work(backend, config, streams, _NUM_STREAMS)
+                    turn[backend.name, _NUM_STREAMS] = result
                     advance()
                 turns.append(turn)
     return turns
@@ -72,8 +73,9 @@ def summarize(turns: Sequence[Turn]) -> dict[str, Any]:
     def ratio(one: Callable[[Turn], float], other: Callable[[Turn], float]) -> float:
         return median(lambda turn: one(turn) / other(turn))
 
-    def tpot_ms(turn: Turn, backend: str) -> float:
-        return turn[backend, 1]["tpot_ms"]["mean"]
+    def itl_ms(turn: Turn, backend: str) -> float:
+        # The median gap: stalls of a busy machine leave it alone.
+        return turn[backend, 1]["itl_ms"]["p50"]
 
     whole, batched = speed(_WHOLE, 1), speed(_WHOLE, _NUM_STREAMS)
     transformers, transformers_batched = speed(_TRANSFORMERS, 1), speed(_TRANSFORMERS, _NUM_STREAMS)
@@ -85,14 +87,14 @@ def summarize(turns: Sequence[Turn]) -> dict[str, Any]:
         "num_streams": _NUM_STREAMS,
         "whole_tokens_per_s": median(whole),
         "whole_vs_transformers": ratio(whole, transformers),
-        "whole_tpot_vs_transformers": median(
-            lambda turn: tpot_ms(turn, _TRANSFORMERS) / tpot_ms(turn, _WHOLE)
+        "whole_itl_vs_transformers": median(
+            lambda turn: itl_ms(turn, _TRANSFORMERS) / itl_ms(turn, _WHOLE)
         ),
         "streams_vs_transformers": ratio(batched, transformers_batched),
         "streams_vs_one": ratio(batched, whole),
         "split_vs_whole": ratio(speed(_SPLIT, 1), whole),
         "split_extra_ms_per_token": median(
-            lambda turn: tpot_ms(turn, _SPLIT) - tpot_ms(turn, _WHOLE)
+            lambda turn: itl_ms(turn, _SPLIT) - itl_ms(turn, _WHOLE)
         ),
         "split_token": {
             part: median(lambda turn, part=part: turn[_SPLIT, 1]["decode"][part]) for part in _PARTS
