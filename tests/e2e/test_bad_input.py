@@ -33,6 +33,7 @@ from sliceserve.transport.link import CloseCode
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.model,
+    pytest.mark.timeout(600),
     pytest.mark.asyncio(loop_scope="session"),
 ]
 

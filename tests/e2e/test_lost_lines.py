@@ -32,6 +32,7 @@ from sliceserve.transport.shaping import LinkShape
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.model,
+    pytest.mark.timeout(600),
     pytest.mark.asyncio(loop_scope="session"),
 ]
 
