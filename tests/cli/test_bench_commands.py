@@ -1,5 +1,6 @@
 """Every benchmark on a tiny random model, and replayed clients against a real server."""
 
+import asyncio
 import json
 import time
 
@@ -9,12 +10,16 @@ from typer.testing import CliRunner
 from sliceserve.cli import app
 from sliceserve.cli.bench.fleet_messages import Outcome, Recording
 from sliceserve.cli.bench.replay import record, replay
+from sliceserve.cli.bench.shared_head import SharedHead
 from sliceserve.cli.bench.timeline import Timeline
 from sliceserve.cli.bench.workload import Workload
 from sliceserve.cli.local_server import local_server
 from sliceserve.client.connection import Dialer
 from sliceserve.client.errors import ConnectionRefused, RequestFailed
-from sliceserve.configs import ClientConfig, CodecConfig, ModelConfig
+from sliceserve.client.session import SplitSession
+from sliceserve.configs import ClientConfig, CodecConfig, EngineConfig, ModelConfig
+from sliceserve.configs.model import LayerConfig
+from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.models.resolve import fingerprint, resolve_model
 from sliceserve.transport.messages import Hello
 from sliceserve.transport.websocket import connect
@@ -186,9 +191,46 @@ async def test_nothing_is_recorded_at_a_cut_that_is_not_offered(config):
         await record(config, 3, [[1, 2]], WORK.sampling)
 
 
+@pytest.mark.e2e
+async def test_clients_that_share_a_head_get_their_own_tokens(config):
+    told = await record(config, CUTS[0], WORK.prompts(300), WORK.sampling)
+    layers = LayerConfig(stop=CUTS[0])
+    head = InProcessEngine(EngineConfig(model=config.model, layers=layers), config.codec)
+    info = await head.start()
+
+    async def dial():
+        return await connect(config.server, config.api_key)
+
+    async def answer(name, prompt):
+        hello = Hello(fingerprint=info.fingerprint, cut=CUTS[0], codec="int8/1")
+        session = SplitSession(dial, lambda _: SharedHead(head, name), hello)
+        await session.start()
+        tokens = [step.token.token_id async for step in session.generate(prompt, WORK.sampling)]
+        await session.close()
+        return tokens
+
+    try:
+        answers = [answer(str(i), prompt) for i, prompt in enumerate(WORK.prompts(300))]
+        assert await asyncio.gather(*answers) == [one.tokens for one in told]
+        # Closing a session leaves the head to the others.
+        assert (await head.stats()).num_live == 0
+    finally:
+        await head.stop()
+
+
 def test_codecs_on_hidden_states_and_on_synthetic_ones(tiny_model):
     results = bench(
-        *("codec", "--model", tiny_model, "--split", "3", "--hidden-size", "72,128"),
+        *(
+            "codec",
+            "--model",
+            tiny_model,
+            "--device",
+            "cpu",
+            "--split",
+            "3",
+            "--hidden-size",
+            "72,128",
+        ),
         *("--codec", "float32", "--codec", "int8", "--repeats", "2"),
     )["results"]
     assert [(one["codec"], one["hidden_size"]) for one in results] == [

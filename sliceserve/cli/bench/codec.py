@@ -13,6 +13,7 @@ from sliceserve.cli.bench.vectors import heavy_tailed, model_states
 from sliceserve.codec.base import Codec
 from sliceserve.codec.registry import build_codec
 from sliceserve.configs import ClientConfig, CodecConfig
+from sliceserve.engine.build import pick_device
 from sliceserve.models.resolve import resolve_model
 from sliceserve.models.spec import ModelSpec
 
@@ -23,18 +24,18 @@ async def run(
     codecs: Sequence[CodecConfig],
     hidden_sizes: Sequence[int],
     config: ClientConfig,
-    device: str,
     repeats: int,
 ) -> list[dict[str, Any]]:
     """One result for each hidden size and codec. Vectors of the model's own size are its hidden
-    states at ``config.split``, others are synthetic."""
+    states at ``config.split``, others are synthetic. Raises ModelError."""
+    device = pick_device(config.model).type
     path = resolve_model(config.model.model, config.model.trust_remote_code)
     own_size = ModelSpec.load(path).hidden_size
     results = []
     with progress("codecs", len(hidden_sizes) * len(codecs)) as advance:
         for size in hidden_sizes:
             if size == own_size:
-                vectors = await model_states(config, BATCH_SIZE, device)
+                vectors = await model_states(config, BATCH_SIZE)
                 source = f"hidden states of {config.model.model}"
             else:
                 vectors = heavy_tailed(size, BATCH_SIZE, device)
@@ -92,7 +93,7 @@ def _wait_for_gpu() -> None:
 def tables(results: Sequence[dict[str, Any]]) -> list[Table]:
     """One table for each hidden size. Bits are for each element, the error is the relative MSE."""
     columns = ["codec", "bits", "× fp16", "error", "encode", "decode"]
-    columns += [f"encode/{BATCH_SIZE}", f"decode/{BATCH_SIZE}"]
+    columns += [f"enc/{BATCH_SIZE}", f"dec/{BATCH_SIZE}"]
     names = ["bits_per_element", "reduction_vs_fp16", "relative_mse", "encode_us", "decode_us"]
     names += ["batch_encode_us", "batch_decode_us"]
     made = []

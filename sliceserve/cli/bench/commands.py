@@ -170,7 +170,7 @@ def codec(
             "states, at others synthetic and heavy-tailed."
         ),
     ] = "576,4096",
-    device: Annotated[str, typer.Option(help="Where the vectors are: cpu or cuda.")] = "cpu",
+    device: options.Device = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="Times are the median of so many calls.")
     ] = 50,
@@ -185,5 +185,5 @@ def codec(
     names = codec or ["slicer", "int8", "float32", "float16", "bfloat16"]
     settings = [options.client_config(None, codec=name).codec for name in names]
     config = options.client_config(None, model=model, split=split, device=device, dtype="float32")
-    results = asyncio.run(run(settings, numbers(hidden_size), config, device, repeats))
+    results = asyncio.run(run(settings, numbers(hidden_size), config, repeats))
     finish(results, json, *tables(results))

@@ -9,7 +9,7 @@ from sliceserve.configs import (
     EngineConfig,
     LayerConfig,
 )
-from sliceserve.engine.build import offered_cuts
+from sliceserve.engine.build import offered_cuts, pick_device
 from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.engine.messages import Cancel, Open
 from sliceserve.models.resolve import resolve_model
@@ -27,10 +27,10 @@ Later that morning the wind turned to the west, the sea rose, and nobody was sin
 _BLOCK_SIZE = 16
 
 
-async def model_states(config: ClientConfig, num_tokens: int, device: str) -> torch.Tensor:
-    """(num_tokens, hidden_size) float32 on ``device``: what leaves layer ``config.split`` (None:
-    the middle one of the default cuts) for a short English text, without its first token, whose
-    state is unlike all others. Raises ModelError."""
+async def model_states(config: ClientConfig, num_tokens: int) -> torch.Tensor:
+    """(num_tokens, hidden_size) float32 on the device of ``config``: what enters layer
+    ``config.split`` (None: the middle one of the default cuts) for a short English text, without
+    its first token, whose state is unlike all others. Raises ModelError."""
     path = resolve_model(config.model.model, config.model.trust_remote_code)
     spec = ModelSpec.load(path)
     token_ids = Tokenizer.load(path).encode(_TEXT)
@@ -59,7 +59,7 @@ async def model_states(config: ClientConfig, num_tokens: int, device: str) -> to
     finally:
         await engine.stop()
     states = torch.frombuffer(bytearray(b"".join(packets)), dtype=torch.float32)
-    return states.view(len(token_ids), spec.hidden_size)[1:].to(device)
+    return states.view(len(token_ids), spec.hidden_size)[1:].to(pick_device(config.model))
 
 
 def heavy_tailed(hidden_size: int, num_tokens: int, device: str, seed: int = 0) -> torch.Tensor:
