@@ -59,14 +59,20 @@ def either(request, server, forgetful):
 
 
 @contextlib.asynccontextmanager
-async def shaky_client(server, head, **shape):
+async def shaky_client(either, head, **shape):
     """(session, proxy): a client whose line can be cut."""
+    server, keeps = either
     port = int(server.url.rpartition(":")[2])
-    async with (
-        ShapingProxy("127.0.0.1", port, LinkShape(**shape)) as proxy,
-        split_client(head, dialer(server, proxy.port)) as session,
-    ):
-        yield session, proxy
+    async with ShapingProxy("127.0.0.1", port, LinkShape(**shape)) as proxy:
+
+        async def dial():
+            # Back before the server has noticed the loss, it would find its requests even there.
+            while not keeps and (await metrics(server)).get("num_requests_live", 1):
+                await asyncio.sleep(0.01)
+            return await dialer(server, proxy.port)()
+
+        async with split_client(head, dial) as session:
+            yield session, proxy
     await expect_nothing_left(server)
 
 
@@ -86,7 +92,7 @@ async def test_cuts_between_tokens(either, heads, cases, sampling):
     if sampling is SAMPLED:
         async with split_client(head, dialer(server)) as session:
             expected = await tokens_of(session, case.prompt, sampling)
-    async with shaky_client(server, head) as (session, proxy):
+    async with shaky_client(either, head) as (session, proxy):
         got = []
         async for step in session.generate(case.prompt, sampling):
             got.append(step.token.token_id)
@@ -104,9 +110,8 @@ async def test_cuts_between_tokens(either, heads, cases, sampling):
 
 
 async def test_cuts_within_the_prompt(either, heads, cases):
-    server, _ = either
     case = cases[LONG]
-    async with shaky_client(server, await heads(15), up_mbps=8.0) as (session, proxy):
+    async with shaky_client(either, await heads(15), up_mbps=8.0) as (session, proxy):
         generating = asyncio.create_task(tokens_of(session, case.prompt, SHORT))
         prompt_bytes = len(case.prompt) * PACKET_BYTES
         # In the middle of a frame; at its end, while the server computes; and just before that.
@@ -121,7 +126,7 @@ async def test_cuts_while_a_token_is_on_its_way(either, heads, cases):
     server, _ = either
     case = cases[1]
 
-    async with shaky_client(server, await heads(8)) as (session, proxy):
+    async with shaky_client(either, await heads(8)) as (session, proxy):
         got = []
         async for step in session.generate(case.prompt, replace(GREEDY, max_tokens=8)):
             got.append(step.token.token_id)
@@ -139,9 +144,8 @@ async def test_cuts_while_a_token_is_on_its_way(either, heads, cases):
 
 
 async def test_random_cuts_under_several_requests(either, heads, cases):
-    server, _ = either
     moments = random.Random(7)
-    async with shaky_client(server, await heads(15)) as (session, proxy):
+    async with shaky_client(either, await heads(15)) as (session, proxy):
 
         async def saboteur():
             while True:
@@ -149,9 +153,9 @@ async def test_random_cuts_under_several_requests(either, heads, cases):
                 await proxy.cut()
 
         cutting = asyncio.create_task(saboteur())
-        got = await asyncio.gather(*(tokens_of(session, c.prompt, SHORT) for c in cases[:8]))
+        got = await asyncio.gather(*(tokens_of(session, c.prompt, SHORT) for c in cases[:5]))
         cutting.cancel()
-        assert got == [case.tokens[:NUM_TOKENS] for case in cases[:8]]
+        assert got == [case.tokens[:NUM_TOKENS] for case in cases[:5]]
         assert session.stats.num_reconnects > 0
 
 

@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
 ]
 
-NUM_TOKENS = 24
+NUM_TOKENS = 16
 SHORT = replace(GREEDY, max_tokens=NUM_TOKENS)
 CUTS = (8, 15, 22)
 NUM_THIN = 6
@@ -60,16 +60,16 @@ async def thin_text(http, case, sampling, stream=False):
 async def test_the_sdk_says_what_transformers_says(server, cases):
     options = {"split": 15, "codec": "float32", "dtype": "float32", "device": "cpu"}
     async with AsyncSplitLLM(server.url, api_key=server.api_key, **options) as llm:
-        answers = await asyncio.gather(*(llm.generate(c.prompt, GREEDY) for c in cases[::2]))
-        assert [list(a.token_ids) for a in answers] == [c.tokens for c in cases[::2]]
-        assert [a.num_prompt_tokens for a in answers] == [len(c.prompt) for c in cases[::2]]
+        answers = await asyncio.gather(*(llm.generate(c.prompt, GREEDY) for c in cases[::3]))
+        assert [list(a.token_ids) for a in answers] == [c.tokens for c in cases[::3]]
+        assert [a.num_prompt_tokens for a in answers] == [len(c.prompt) for c in cases[::3]]
     await expect_nothing_left(server)
 
 
 async def test_everybody_gets_the_text_that_they_get_alone(server, cases, heads):
     num_split = 24 - NUM_THIN
     splits = [
-        (CUTS[i % 3], cases[i % len(cases)], sampled(i) if i % 3 == 2 else SHORT)
+        (CUTS[i % 3], cases[i % len(cases)], sampled(i) if i // 3 % 3 == 2 else SHORT)
         for i in range(num_split)
     ]
     thins = [(cases[-1 - i], sampled(100 + i) if i % 2 else SHORT) for i in range(NUM_THIN)]
