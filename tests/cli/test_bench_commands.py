@@ -17,8 +17,7 @@ from sliceserve.cli.local_server import local_server
 from sliceserve.client.connection import Dialer
 from sliceserve.client.errors import ConnectionRefused, RequestFailed
 from sliceserve.client.session import SplitSession
-from sliceserve.configs import ClientConfig, CodecConfig, EngineConfig, ModelConfig
-from sliceserve.configs.model import LayerConfig
+from sliceserve.configs import ClientConfig, CodecConfig, EngineConfig, LayerConfig, ModelConfig
 from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.models.resolve import fingerprint, resolve_model
 from sliceserve.transport.messages import Hello
@@ -220,18 +219,8 @@ async def test_clients_that_share_a_head_get_their_own_tokens(config):
 
 def test_codecs_on_hidden_states_and_on_synthetic_ones(tiny_model):
     results = bench(
-        *(
-            "codec",
-            "--model",
-            tiny_model,
-            "--device",
-            "cpu",
-            "--split",
-            "3",
-            "--hidden-size",
-            "72,128",
-        ),
-        *("--codec", "float32", "--codec", "int8", "--repeats", "2"),
+        *("codec", "--model", tiny_model, "--device", "cpu", "--split", "3"),
+        *("--hidden-size", "72,128", "--repeats", "2", "--codec", "float32", "--codec", "int8"),
     )["results"]
     assert [(one["codec"], one["hidden_size"]) for one in results] == [
         ("float32/1", 72),
