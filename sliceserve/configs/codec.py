@@ -1,9 +1,9 @@
 """Which codec carries hidden states over the wire, and SLICER's knobs."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from sliceserve.configs.validation import expect
+from sliceserve.configs.validation import expect, expect_one_of
 
 CodecName = Literal["slicer", "int8", "float32", "float16", "bfloat16"]
 
@@ -41,3 +41,6 @@ class CodecConfig:
 
     name: CodecName = "slicer"
     slicer: SlicerConfig = SlicerConfig()
+
+    def __post_init__(self) -> None:
+        expect_one_of("codec", get_args(CodecName), self.name)

@@ -1,9 +1,9 @@
 """Which model, in which arithmetic, which of its layers, and where its KV cache lives."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from sliceserve.configs.validation import expect
+from sliceserve.configs.validation import expect, expect_one_of
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -25,6 +25,10 @@ class ModelConfig:
     device: DeviceName = "auto"
     max_model_len: int | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        expect_one_of("dtype", get_args(DtypeName), self.dtype)
+        expect_one_of("device", get_args(DeviceName), self.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
