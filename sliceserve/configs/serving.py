@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from sliceserve.configs.codec import CodecConfig
 from sliceserve.configs.engine import EngineConfig
 from sliceserve.configs.model import ModelConfig
+from sliceserve.configs.validation import expect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,10 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()
     served_model_name: str | None = None
     drain_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        # A socket takes a larger number modulo 65536, without a word.
+        expect(0 <= self.port <= 65535, "port", "0 to 65535", self.port)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

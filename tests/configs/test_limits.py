@@ -8,6 +8,7 @@ from sliceserve.configs import (
     ModelConfig,
     SamplingParams,
     SchedulerConfig,
+    ServerConfig,
     SlicerConfig,
 )
 
@@ -32,6 +33,8 @@ from sliceserve.configs import (
         (lambda: SamplingParams(temperature=float("nan")), "temperature must be 0 to 100"),
         (lambda: SamplingParams(seed=-1), "seed must be"),
         (lambda: SamplingParams(logprobs=21), "logprobs must be 0 to 20"),
+        (lambda: ServerConfig(port=65536), "port must be 0 to 65535, got 65536"),
+        (lambda: ServerConfig(port=-1), "port must be 0 to 65535, got -1"),
     ],
 )
 def test_out_of_range(make, words):
