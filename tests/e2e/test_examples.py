@@ -1,0 +1,66 @@
+"""Every example, as written, against a server and a gateway."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def server_url(start):
+    server = start("serve", "--json", "--port", "0", "--cuts", "8,22", "--kv-cache-tokens", "1024")
+    line = server.stdout.readline()
+    assert line, server.stderr.read()
+    yield json.loads(line)["url"]
+    server.send_signal(signal.SIGTERM)
+    server.communicate(timeout=60)
+
+
+def run_example(name: str, url: str) -> str:
+    example = subprocess.run(
+        [sys.executable, f"examples/{name}.py", url],
+        cwd=ROOT,
+        # Where a script finds the package whether it is installed or not.
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert example.returncode == 0, example.stderr
+    return example.stdout
+
+
+def test_quickstart(server_url):
+    out = run_example("quickstart", server_url)
+    assert "layers [0, 22) of 30 here" in out
+    assert "times fewer than in fp16" in out
+
+
+def test_async_many_prompts(server_url):
+    out = run_example("async_many_prompts", server_url)
+    assert "The capital of France is Paris" in out
+    assert out.count("ms to begin]") == 5
+
+
+def test_choosing_a_cut(server_url):
+    header, *rows = run_example("choosing_a_cut", server_url).splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["8", "22"]
+    assert all(len(row.split()) == 6 for row in rows)
+    assert header.startswith("layers here")
+
+
+def test_gateway_openai_client(start, server_url):
+    pytest.importorskip("openai")
+    gateway = start("gateway", "--server", server_url, "--port", "0")
+    words = gateway.stderr.readline()
+    assert "is served on http://127.0.0.1:" in words, words + gateway.stderr.read()
+    url = words.split("is served on ")[1].split()[0]
+    assert len(run_example("gateway_openai_client", url).split()) > 5
