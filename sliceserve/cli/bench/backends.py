@@ -16,7 +16,7 @@ from sliceserve.client.stats import RequestStats
 from sliceserve.configs import ClientConfig, EngineConfig, SamplingParams
 from sliceserve.engine.build import pick_device, pick_dtype
 from sliceserve.engine.generation import Generator, ThinGenerator
-from sliceserve.engine.in_process import InProcessEngine
+from sliceserve.engine.process import EngineProcess
 from sliceserve.models.resolve import resolve_model
 
 
@@ -153,7 +153,9 @@ def open_backend(name: BackendName, config: ClientConfig) -> "AbstractAsyncConte
 
 @asynccontextmanager
 async def _open_whole(config: ClientConfig) -> AsyncIterator[GeneratorBackend]:
-    engine = InProcessEngine(EngineConfig(model=config.model))
+    # As a server runs it. In a thread here it would share OpenMP with the other backends, whose
+    # waiting threads sleep at once when there are more of them than processors.
+    engine = EngineProcess(EngineConfig(model=config.model))
     try:
         await engine.start()
         yield GeneratorBackend(BackendName.WHOLE.value, ThinGenerator(engine))
