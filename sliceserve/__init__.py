@@ -27,10 +27,10 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Read by OpenMP when torch loads it: threads that wait must sleep soon. Here a step of one row takes
-# 33 to 50 ms. With a busy neighbour it takes 640 ms if threads spin for long, 58 if they sleep at
-# once, and 80 with this short spin, which outlasts the gap between two products of matrices and so
-# saves a quarter of the step where there is no neighbour.
+# Read by OpenMP when torch loads it: threads that wait must sleep soon. Measured on two cores with
+# the default model, one row a step: 50 ms if they sleep at once, 40 with this spin, which outlasts
+# the gap between two matrix products. With a neighbour that does the same: 58 and 80 ms, and 640 with
+# a long spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
