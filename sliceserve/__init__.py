@@ -29,8 +29,8 @@ __version__ = "0.1.0"
 
 # Read by OpenMP when torch loads it: threads that wait must sleep soon. Measured on two cores with
 # the default model, one row a step: 50 ms if they sleep at once, 40 with this spin, which outlasts
-# the gap between two matrix products. With a neighbour that does the same: 58 and 80 ms, and 640 with
-# a long spin.
+# the gap between two matrix products. With a neighbour that does the same: 58 and 80 ms, and 640
+# with a long spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
