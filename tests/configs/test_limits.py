@@ -42,6 +42,6 @@ def test_out_of_range(make, words):
         make()
 
 
-def test_the_defaults_are_in_range():
-    for config in (SchedulerConfig, CacheConfig, SlicerConfig, CodecConfig, SamplingParams):
-        config()
+@pytest.mark.parametrize("config", [SchedulerConfig, CacheConfig, SlicerConfig, SamplingParams])
+def test_the_defaults_are_in_range(config):
+    assert config() == config()
