@@ -5,7 +5,7 @@ from typing import Literal
 
 from sliceserve.configs import SamplingParams
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True, slots=True)
