@@ -1,6 +1,7 @@
 """The contract of every codec."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,11 +15,27 @@ class CodecError(ValueError):
         self.index = index
 
 
+@dataclass(slots=True)
+class Run:
+    """Rows of consecutive tokens of one request: what a predictive codec knows beside a vector.
+
+    ``token_ids`` (num_rows of them) are the encoder's; a decoder has them from the packets.
+    ``previous`` is the decoded state of the token before the first row, (hidden_size,) float32,
+    None where the sequence begins. ``encode`` and ``decode`` of a codec that predicts from it
+    leave there the state of the last row; others leave it alone.
+    """
+
+    num_rows: int
+    token_ids: Sequence[int] = ()
+    previous: torch.Tensor | None = None
+
+
 class Codec(Protocol):
     """Hidden states of single tokens to packets and back.
 
-    A packet is a pure function of one token's vector and the codec's settings, never of its
-    neighbours in the batch. Instances hold no per-request state and may be shared by threads.
+    A packet is a pure function of one token's vector, the codec's settings and, where the codec
+    predicts, the token's run up to it; never of its neighbours in the batch. Instances hold no
+    per-request state and may be shared by threads.
     """
 
     @property
@@ -30,17 +47,22 @@ class Codec(Protocol):
     @property
     def hidden_size(self) -> int: ...
 
-    def encode(self, hidden: torch.Tensor) -> list[bytes]:
+    @property
+    def predicts(self) -> bool:
+        """Whether ``encode`` and ``decode`` need the rows' ``runs``."""
+        ...
+
+    def encode(self, hidden: torch.Tensor, runs: Sequence[Run] = ()) -> list[bytes]:
         """(num_tokens, hidden_size) of any floating dtype, on any device → one packet a row.
 
         Values are read as float32. Raises CodecError for a row that is not finite.
         """
         ...
 
-    def decode(self, packets: Sequence[bytes], out: torch.Tensor) -> None:
+    def decode(self, packets: Sequence[bytes], out: torch.Tensor, runs: Sequence[Run] = ()) -> None:
         """Write packets to ``out`` (len(packets), hidden_size), any floating dtype, any device.
 
-        Raises CodecError naming the first bad packet; ``out`` is then undefined.
+        Raises CodecError naming the first bad packet; ``out`` and ``runs`` are then undefined.
         """
         ...
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from sliceserve.codec.base import Run
 from sliceserve.codec.rows import (
     expect_one_row_each,
     expect_rows,
@@ -39,10 +40,14 @@ class Int8Codec:
         return "int8/1"
 
     @property
+    def predicts(self) -> bool:
+        return False
+
+    @property
     def hidden_size(self) -> int:
         return self._hidden_size
 
-    def encode(self, hidden: torch.Tensor) -> list[bytes]:
+    def encode(self, hidden: torch.Tensor, runs: Sequence[Run] = ()) -> list[bytes]:
         expect_rows(hidden, self._hidden_size)
         x = hidden.to(torch.float32)
         refuse_rows(~x.isfinite().all(dim=1), "a value is not finite")
@@ -57,7 +62,7 @@ class Int8Codec:
         packets = [bits.to(torch.int16).view(torch.uint8), codes.view(torch.uint8)]
         return to_packets(torch.cat(packets, dim=1))
 
-    def decode(self, packets: Sequence[bytes], out: torch.Tensor) -> None:
+    def decode(self, packets: Sequence[bytes], out: torch.Tensor, runs: Sequence[Run] = ()) -> None:
         expect_one_row_each(packets, out, self._hidden_size)
         packed = self._checked(packets).to(out.device)
         bits, codes = self._fields(packed)

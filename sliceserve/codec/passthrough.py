@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from sliceserve.codec.base import Run
 from sliceserve.codec.rows import (
     expect_one_row_each,
     expect_rows,
@@ -30,16 +31,20 @@ class PassthroughCodec:
         return f"{self._name}/1"
 
     @property
+    def predicts(self) -> bool:
+        return False
+
+    @property
     def hidden_size(self) -> int:
         return self._hidden_size
 
-    def encode(self, hidden: torch.Tensor) -> list[bytes]:
+    def encode(self, hidden: torch.Tensor, runs: Sequence[Run] = ()) -> list[bytes]:
         expect_rows(hidden, self._hidden_size)
         rows = hidden.to(torch.float32).to(self._dtype).contiguous()
         self._refuse_infinite(rows)
         return to_packets(rows.view(torch.uint8))
 
-    def decode(self, packets: Sequence[bytes], out: torch.Tensor) -> None:
+    def decode(self, packets: Sequence[bytes], out: torch.Tensor, runs: Sequence[Run] = ()) -> None:
         expect_one_row_each(packets, out, self._hidden_size)
         out.copy_(self._checked(packets))
 

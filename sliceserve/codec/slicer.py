@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from sliceserve.codec.base import CodecError
+from sliceserve.codec.base import CodecError, Run
 from sliceserve.codec.rows import expect_one_row_each, expect_rows
 from sliceserve.configs import SlicerConfig
 from sliceserve.kernels import slicer
@@ -35,15 +35,19 @@ class SlicerCodec:
         return "slicer/1"
 
     @property
+    def predicts(self) -> bool:
+        return False
+
+    @property
     def hidden_size(self) -> int:
         return self._hidden_size
 
-    def encode(self, hidden: torch.Tensor) -> list[bytes]:
+    def encode(self, hidden: torch.Tensor, runs: Sequence[Run] = ()) -> list[bytes]:
         expect_rows(hidden, self._hidden_size)
         with _codec_errors():
             return slicer.encode(hidden, self._settings)
 
-    def decode(self, packets: Sequence[bytes], out: torch.Tensor) -> None:
+    def decode(self, packets: Sequence[bytes], out: torch.Tensor, runs: Sequence[Run] = ()) -> None:
         expect_one_row_each(packets, out, self._hidden_size)
         with _codec_errors():
             slicer.decode(packets, out)

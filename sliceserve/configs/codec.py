@@ -36,11 +36,22 @@ class SlicerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RansConfig:
+    """The baseline of arXiv 2511.11664: ``num_levels`` of its asymmetric integer grid, 2 to 256."""
+
+    num_levels: int = 8
+
+    def __post_init__(self) -> None:
+        expect(2 <= self.num_levels <= 256, "num_levels", "2 to 256", self.num_levels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CodecConfig:
     """The codec of a connection. float32, float16 and bfloat16 pass values through."""
 
     name: CodecName = "slicer"
     slicer: SlicerConfig = SlicerConfig()
+    rans: RansConfig = RansConfig()
 
     def __post_init__(self) -> None:
         expect_one_of("codec", get_args(CodecName), self.name)
