@@ -1,0 +1,63 @@
+"""The rANS coder that every entropy-coded packet shares (Duda, arXiv 1311.2540).
+
+One lane, a state of 32 bits that lives in [2^16, 2^32), renormalised 16 bits at a time, and
+frequencies that add up to ``TOTAL`` = 4096. Symbols are pushed last to first, so that they are
+popped first to last. A stream is, in bytes, all words little-endian:
+
+    4       the state that the encoder ended in
+    2 each  the words that the decoder takes in, in the order in which it takes them
+
+The encoder begins in ``INITIAL`` + payload, where any 16 bits may be the payload: the decoder ends
+in that state and so gets them back. A codec without one begins in ``INITIAL`` and refuses any
+other end, which catches most damage to a stream.
+
+``cpu`` has primitives for the numba kernels of codecs. All numbers are int64, bytes uint8.
+
+    INITIAL + payload                                   the state to begin with
+    push(state, start, freq, out, position)             one symbol in → state, position
+    finish(state, out, position)                        the state's own four bytes → position
+    open_stream(data, position, end)                    → state, position
+    slot(state)                                         the place in 0..4095 of the next symbol
+    pop(state, start, freq, data, position, end)        that symbol out → state, position
+    is_closed(state, position, end)                     whether the stream ended where it should
+
+    normalise(counts)                                   counts → frequencies that add up to 4096
+    cumulate(freqs)                                     frequencies → starts, each and the total
+    symbols_by_slot(starts)                             starts → the symbol at each of 4096 slots
+
+``reference`` says in Python's integers what a stream is.
+"""
+
+from sliceserve.kernels.rans.cpu import (
+    INITIAL,
+    STATE_BYTES,
+    TOTAL,
+    TOTAL_BITS,
+    cumulate,
+    finish,
+    is_closed,
+    max_bytes,
+    normalise,
+    open_stream,
+    pop,
+    push,
+    slot,
+    symbols_by_slot,
+)
+
+__all__ = [
+    "INITIAL",
+    "STATE_BYTES",
+    "TOTAL",
+    "TOTAL_BITS",
+    "cumulate",
+    "finish",
+    "is_closed",
+    "max_bytes",
+    "normalise",
+    "open_stream",
+    "pop",
+    "push",
+    "slot",
+    "symbols_by_slot",
+]
