@@ -24,7 +24,7 @@ def encode(symbols: Sequence[int], freqs: Sequence[int], payload: int = 0) -> by
 def decode(stream: bytes, freqs: Sequence[int], num_symbols: int) -> tuple[list[int], int]:
     """The symbols and the payload. Raises ValueError for a stream that ``encode`` did not write."""
     state = int.from_bytes(stream[:4], "little")
-    if state < INITIAL:
+    if len(stream) < 4 or state < INITIAL:
         raise ValueError("the stream does not begin with a state")
     words = [stream[i : i + 2] for i in range(4, len(stream), 2)]
     symbols = []
