@@ -1,15 +1,15 @@
 """The bytes of a message: a type byte, then a MessagePack body or the fields of a data frame.
 
-Layout of a data frame, little-endian; docs/protocol.md has the table and a byte dump:
+Layouts of a data frame, of one packet and of several; docs/protocol.md has the tables and a dump:
 
-    type u8 | request id u32 | first position u32 | count u16 | flags u8 | CRC-32 u32
-    count lengths u16 | the packets, end to end
+    type u8 | CRC-32 u32 | request id | position | the packet
+    type u8 | CRC-32 u32 | request id | first position | count | count lengths | the packets
 
-The CRC covers every other byte of the frame. Lengths stand together so that a frame is checked
-whole before one packet is cut out of it.
+Numbers without a width are varints, so that a frame of one packet, which every generated token
+costs, has a header of 7 to 9 bytes. The CRC covers every other byte of the frame. Lengths stand
+together so that a frame is checked whole before one packet is cut out of it.
 """
 
-import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,6 @@ from sliceserve.transport.messages import (
 
 MAX_FRAME_BYTES = 1 << 20
 MAX_FRAME_TOKENS = 512
-MAX_PACKET_BYTES = (1 << 16) - 1
 
 
 class MessageType(IntEnum):
@@ -54,7 +53,8 @@ class MessageType(IntEnum):
     DRAIN = 10
     BYE = 11
     # No single flipped bit makes a control message of a data frame.
-    DATA = 0x80
+    PACKET = 0x80
+    PACKETS = 0xC0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,8 @@ class ProtocolError(Exception):
         self.request_id = request_id
 
 
-# Everything of the header but its CRC, which stands behind it.
-_FIELDS = struct.Struct("<BIIHB")
-_CRC = struct.Struct("<I")
-HEADER_BYTES = _FIELDS.size + _CRC.size
-LENGTH_BYTES = 2
+# The type and the CRC, which come before the fields.
+_FIELDS_AT = 5
 
 _TYPE_OF: dict[type[Control], MessageType] = {
     Hello: MessageType.HELLO,
@@ -127,7 +124,7 @@ def decode(
         raise _broken(f"a message of {len(data)} bytes; at most {max_frame_bytes} are allowed")
     if not data:
         raise _broken("an empty message; expected a type byte")
-    if data[0] == MessageType.DATA:
+    if data[0] in (MessageType.PACKET, MessageType.PACKETS):
         return _decode_data(data, max_frame_tokens)
     return _decode_control(data)
 
@@ -142,63 +139,66 @@ def frames_for(
     """Cut a run of packets into the fewest frames of at most ``max_tokens`` packets and
     ``max_bytes`` encoded bytes. ValueError for a packet that fits no frame."""
     start = 0
-    size = HEADER_BYTES
-    for index, packet in enumerate(packets):
-        cost = LENGTH_BYTES + len(packet)
-        if HEADER_BYTES + cost > max_bytes:
+    while start < len(packets):
+        first = packets[start]
+        header = _FIELDS_AT + len(_varint(request_id)) + len(_varint(first_position + start))
+        if header + len(first) > max_bytes:
             raise ValueError(
-                f"the packet of position {first_position + index} has {len(packet)} bytes and fits "
+                f"the packet of position {first_position + start} has {len(first)} bytes and fits "
                 f"no frame of {max_bytes}; choose a codec with fewer bits"
             )
-        if size + cost > max_bytes or index - start == max_tokens:
-            yield DataFrame(request_id, first_position + start, packets[start:index])
-            start, size = index, HEADER_BYTES
-        size += cost
-    if start < len(packets):
-        yield DataFrame(request_id, first_position + start, packets[start:])
+        stop = start + 1
+        size = _sized(first)
+        while stop < len(packets) and stop - start < max_tokens:
+            size += _sized(packets[stop])
+            if header + len(_varint(stop + 1 - start)) + size > max_bytes:
+                break
+            stop += 1
+        yield DataFrame(request_id, first_position + start, packets[start:stop])
+        start = stop
 
 
 def _encode_data(frame: DataFrame) -> bytes:
     count = len(frame.packets)
-    lengths = [len(packet) for packet in frame.packets]
-    if not 1 <= count < 1 << 16:
-        raise ValueError(f"a data frame holds 1 to 65535 packets, got {count}")
-    if max(lengths) > MAX_PACKET_BYTES:
-        raise ValueError(
-            f"a packet holds at most {MAX_PACKET_BYTES} bytes, got {max(lengths)}; "
-            "choose a codec with fewer bits"
-        )
-    if frame.request_id < 0 or frame.request_id >= 1 << 32:
+    if count < 1:
+        raise ValueError("a data frame holds at least one packet, got none")
+    if not 0 <= frame.request_id < 1 << 32:
         raise ValueError(f"a request id is a number below 2^32, got {frame.request_id}")
     if frame.first_position < 0 or frame.first_position + count > 1 << 32:
         raise ValueError(f"positions lie below 2^32, got {frame.first_position} and {count} on")
-    fields = _FIELDS.pack(MessageType.DATA, frame.request_id, frame.first_position, count, 0)
-    body = struct.pack(f"<{count}H", *lengths) + b"".join(frame.packets)
-    return fields + _CRC.pack(_checksum(fields, body)) + body
+    fields = [frame.request_id, frame.first_position]
+    kind = MessageType.PACKET
+    if count > 1:
+        fields += [count, *map(len, frame.packets)]
+        kind = MessageType.PACKETS
+    first, body = bytes((kind,)), b"".join((*map(_varint, fields), *frame.packets))
+    return first + _checksum(first, body) + body
 
 
 def _decode_data(data: bytes, max_frame_tokens: int) -> DataFrame:
-    if len(data) < HEADER_BYTES:
-        raise _broken(f"a data frame of {len(data)} bytes; its header alone has {HEADER_BYTES}")
     view = memoryview(data)
-    (crc,) = _CRC.unpack_from(data, _FIELDS.size)
-    if crc != _checksum(view[: _FIELDS.size], view[HEADER_BYTES:]):
+    # A frame too short for its CRC fails here too.
+    if data[1:_FIELDS_AT] != _checksum(view[:1], view[_FIELDS_AT:]):
         # Not one field can be trusted, the request id included.
         raise _broken("a data frame whose CRC-32 does not fit its bytes; send it again")
-    _, request_id, first_position, count, flags = _FIELDS.unpack_from(data)
-    if flags:
-        raise _broken(f"data frame flags {flags:#04x}; this version knows none", request_id)
-    if not 1 <= count <= max_frame_tokens:
+    request_id, at = _read_varint(data, _FIELDS_AT)
+    first_position, at = _read_varint(data, at, request_id)
+    if data[0] == MessageType.PACKET:
+        return DataFrame(request_id, first_position, [data[at:]])
+    count, at = _read_varint(data, at, request_id)
+    if not 2 <= count <= max_frame_tokens:
         raise _broken(
-            f"a data frame of {count} packets; expected 1 to {max_frame_tokens}", request_id
+            f"a data frame of {count} packets; expected 2 to {max_frame_tokens}, or one in a "
+            "frame of its own type",
+            request_id,
         )
     if first_position + count > 1 << 32:
         raise _broken("a data frame whose positions pass 2^32", request_id)
-    first_byte = HEADER_BYTES + LENGTH_BYTES * count
-    if len(data) < first_byte:
-        raise _broken(f"a data frame too short for the lengths of {count} packets", request_id)
-    lengths = struct.unpack_from(f"<{count}H", data, HEADER_BYTES)
-    ends = list(accumulate(lengths, initial=first_byte))
+    lengths = []
+    for _ in range(count):
+        length, at = _read_varint(data, at, request_id)
+        lengths.append(length)
+    ends = list(accumulate(lengths, initial=at))
     if ends[-1] != len(data):
         raise _broken(
             f"a data frame of {len(data)} bytes whose lengths add up to {ends[-1]}", request_id
@@ -207,8 +207,44 @@ def _decode_data(data: bytes, max_frame_tokens: int) -> DataFrame:
     return DataFrame(request_id, first_position, packets)
 
 
-def _checksum(fields: bytes | memoryview, body: bytes | memoryview) -> int:
-    return zlib.crc32(body, zlib.crc32(fields))
+def _checksum(kind: bytes | memoryview, body: bytes | memoryview) -> bytes:
+    return zlib.crc32(body, zlib.crc32(kind)).to_bytes(4, "little")
+
+
+def _sized(packet: bytes) -> int:
+    """Bytes of a packet and its length."""
+    return len(_varint(len(packet))) + len(packet)
+
+
+def _varint(number: int) -> bytes:
+    """LEB128: seven bits a byte, the lowest first; bit 7 says that another byte follows."""
+    if number < 0x80:
+        return bytes((number,))
+    encoded = bytearray()
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _read_varint(data: bytes, at: int, request_id: int | None = None) -> tuple[int, int]:
+    """The number below 2^32 at ``at``, and where it ends. ProtocolError unless `_varint` would
+    have written it so."""
+    number = shift = 0
+    # 32 bits take five bytes.
+    for end, byte in enumerate(data[at : at + 5], start=at + 1):
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            if number >= 1 << 32 or (byte == 0 and shift > 7):
+                break
+            return number, end
+    raise _broken(
+        f"a data frame whose byte {at} begins no number: it is cut off, not below 2^32 or not in "
+        "its shortest form",
+        request_id,
+    )
 
 
 def _decode_control(data: bytes) -> Control:

@@ -9,7 +9,7 @@ from sliceserve.configs import SamplingParams
 SUBPROTOCOL = "sliceserve.v1"
 PROTOCOL_VERSION = 1
 
-# Request ids, positions and token ids: whatever the data frame's header gives 32 bits to.
+# Request ids, positions and token ids: what the numbers of a data frame hold.
 Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 # A time that one can wait: neither NaN nor endless.
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]

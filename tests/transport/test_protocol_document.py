@@ -26,9 +26,10 @@ def dumps(document: str) -> list[bytes]:
 
 def test_the_dumps_are_the_bytes_of_the_code(document: str) -> None:
     credit = Credit(request_id=3, credit=300)
-    frame = DataFrame(3, 17, [b"\x01\x02\x03", b"\xff"])
-    assert dumps(document) == [encode(credit), encode(frame)]
-    assert [decode(dump) for dump in dumps(document)] == [credit, frame]
+    one = DataFrame(3, 17, [b"\x01\x02\x03"])
+    several = DataFrame(3, 300, [b"\x01\x02\x03", b"\xff"])
+    assert dumps(document) == [encode(credit), encode(one), encode(several)]
+    assert [decode(dump) for dump in dumps(document)] == [credit, one, several]
 
 
 def test_the_table_lists_every_message_and_field(document: str) -> None:
@@ -41,7 +42,8 @@ def test_the_table_lists_every_message_and_field(document: str) -> None:
         ]
         assert re.findall(r"`(\w+)`(\??)", fields) == expected
     assert not described
-    assert f"| {MessageType.DATA.value} | data frame |" in document
+    for kind in (MessageType.PACKET, MessageType.PACKETS):
+        assert f"| {kind.value} | data frame" in document
 
 
 def test_the_text_lists_every_setting_of_sampling(document: str) -> None:
