@@ -14,6 +14,7 @@ from sliceserve.cli.bench import bench
 from sliceserve.cli.chat import chat
 from sliceserve.cli.console import stderr
 from sliceserve.cli.demo import demo
+from sliceserve.cli.evaluate import evaluate
 from sliceserve.cli.fetch import fetch
 from sliceserve.cli.gateway import gateway
 from sliceserve.cli.serve import serve
@@ -87,4 +88,5 @@ def sliceserve_command(
 
 for command in (serve, gateway, chat, demo, fetch):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")

@@ -1,0 +1,1 @@
+"""What a codec costs the answer: quality of text, accuracy on tasks, a model for harnesses."""

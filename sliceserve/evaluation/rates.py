@@ -1,0 +1,79 @@
+"""The setting of a codec that buys quality with bits, and the finest one that a budget pays for."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from sliceserve.configs import CodecConfig
+from sliceserve.evaluation.errors import EvaluationError
+
+
+@dataclass(frozen=True, slots=True)
+class _Knob:
+    """A family's settings from the coarsest, 0, to the finest: more bits and less error.
+
+    ``num_settings`` is for a hidden size, ``turn`` gives a config at one of them.
+    """
+
+    num_settings: Callable[[int], int]
+    turn: Callable[[CodecConfig, int, int], CodecConfig]
+
+
+def _keep(config: CodecConfig, setting: int, hidden_size: int) -> CodecConfig:
+    """``setting`` + 1 elements survive SLICER's filter."""
+    slicer = replace(config.slicer, sparsity=1 - (setting + 1) / hidden_size)
+    return replace(config, slicer=slicer)
+
+
+def _quantize(config: CodecConfig, setting: int, hidden_size: int) -> CodecConfig:
+    """A grid of ``setting`` + 2 levels."""
+    return replace(config, rans=replace(config.rans, num_levels=setting + 2))
+
+
+# A codec that is not here has one rate.
+_KNOBS = {
+    "slicer": _Knob(num_settings=lambda hidden_size: hidden_size, turn=_keep),
+    "rans": _Knob(num_settings=lambda hidden_size: 255, turn=_quantize),
+}
+
+
+def settings_in_force(config: CodecConfig) -> dict[str, Any]:
+    """The settings of the codec that ``config`` names, by name."""
+    own = getattr(config, config.name, None)
+    return {} if own is None else asdict(own)
+
+
+def finest(
+    config: CodecConfig, budget: float, hidden_size: int, measure: Callable[[CodecConfig], float]
+) -> CodecConfig:
+    """``config`` at the finest setting of its codec's knob that costs at most ``budget``.
+
+    Budget and ``measure`` are in bits per element. Raises EvaluationError where even the coarsest
+    setting, or the only one, costs more.
+    """
+    knob = _KNOBS.get(config.name)
+    if knob is None:
+        if (cost := measure(config)) > budget:
+            raise EvaluationError(
+                f"{config.name} has one rate, {cost:.2f} bits per element on this data, which is "
+                f"more than the {budget:g} asked for; raise --bits-per-element or leave it out"
+            )
+        return config
+
+    def at(setting: int) -> CodecConfig:
+        return knob.turn(config, setting, hidden_size)
+
+    if (cost := measure(at(0))) > budget:
+        raise EvaluationError(
+            f"{config.name} takes at least {cost:.2f} bits per element on this data, which is "
+            f"more than the {budget:g} asked for; raise --bits-per-element"
+        )
+    # The setting ``low`` is within the budget, ``high`` is beyond it or does not exist.
+    low, high = 0, knob.num_settings(hidden_size)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if measure(at(middle)) <= budget:
+            low = middle
+        else:
+            high = middle
+    return at(low)
