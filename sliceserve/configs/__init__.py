@@ -1,6 +1,6 @@
 """Frozen settings for every part. What derives from a setting is a property where it is used."""
 
-from sliceserve.configs.codec import CodecConfig, RansConfig, SlicerConfig
+from sliceserve.configs.codec import CalibratedConfig, CodecConfig, RansConfig, SlicerConfig
 from sliceserve.configs.engine import EngineConfig, SchedulerConfig
 from sliceserve.configs.model import DEFAULT_MODEL, CacheConfig, LayerConfig, ModelConfig
 from sliceserve.configs.sampling import SamplingParams
@@ -9,6 +9,7 @@ from sliceserve.configs.serving import ClientConfig, ServerConfig
 __all__ = [
     "DEFAULT_MODEL",
     "CacheConfig",
+    "CalibratedConfig",
     "ClientConfig",
     "CodecConfig",
     "EngineConfig",

@@ -46,12 +46,42 @@ class RansConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratedConfig:
+    """What the calibrated codec's encoder aims at; a packet says what its decoder needs.
+
+    ``bits_per_element`` is the mean size of a packet on text like that of the calibration, header
+    included. ``bits_per_token`` caps every packet, whatever the error. ``distortion`` [δ] bounds
+    every token's squared error relative to its energy, whatever the size; with either of them the
+    coarsest or finest step that keeps to it is chosen, and ``bits_per_element`` is not used.
+    ``hide_tokens``: packets carry no token ids, at the price of about a fifth more bits.
+    """
+
+    bits_per_element: float = 1.45
+    bits_per_token: int | None = None
+    distortion: float | None = None
+    hide_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        bits, cap, budget = self.bits_per_element, self.bits_per_token, self.distortion
+        expect(0.0 < bits <= 8.0, "bits_per_element", "above 0, at most 8", bits)
+        expect(cap is None or cap >= 256, "bits_per_token", "at least 256", cap)
+        expect(budget is None or 0.0 < budget <= 1.0, "distortion", "above 0, at most 1", budget)
+        expect(
+            cap is None or budget is None,
+            "bits_per_token and distortion",
+            "one of them at most",
+            (cap, budget),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CodecConfig:
     """The codec of a connection. float32, float16 and bfloat16 pass values through."""
 
     name: CodecName = "slicer"
     slicer: SlicerConfig = SlicerConfig()
     rans: RansConfig = RansConfig()
+    calibrated: CalibratedConfig = CalibratedConfig()
 
     def __post_init__(self) -> None:
         expect_one_of("codec", get_args(CodecName), self.name)
