@@ -4,7 +4,7 @@ from typing import get_args
 
 import torch
 
-from sliceserve.codec.base import Codec, CodecError
+from sliceserve.codec.base import Codec, CodecError, Run
 from sliceserve.codec.int8 import Int8Codec
 from sliceserve.codec.passthrough import PassthroughCodec
 from sliceserve.codec.slicer import SlicerCodec
@@ -40,9 +40,9 @@ def warm_up(codec: Codec, device: torch.device | str = "cpu") -> None:
     Seconds the first time on a machine; numba and Triton then keep the result on disk.
     """
     hidden = torch.zeros(1, codec.hidden_size, device=device)
-    packets = codec.encode(hidden)
+    packets = codec.encode(hidden, [Run(1, [0])])
     codec.check(packets[0])
-    codec.decode(packets, hidden)
+    codec.decode(packets, hidden, [Run(1)])
 
 
 def _all_codecs(hidden_size: int) -> list[Codec]:

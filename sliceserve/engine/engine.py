@@ -20,9 +20,9 @@ from sliceserve.engine.messages import (
     RequestOutput,
     SegmentStats,
 )
-from sliceserve.engine.runner import Runner
+from sliceserve.engine.runner import BadRow, Runner
 from sliceserve.scheduler.errors import RequestRefused
-from sliceserve.scheduler.plan import SampledToken
+from sliceserve.scheduler.plan import SampledToken, StepOutput, StepPlan
 from sliceserve.scheduler.request import Request
 from sliceserve.scheduler.scheduler import Progress, Scheduler
 
@@ -61,13 +61,26 @@ class Engine:
         plan = self._scheduler.schedule()
         if plan is None:
             return None
-        output = self._runner.run(plan)
+        plan, output, failures = self._run(plan)
         progress = self._scheduler.update(plan, output)
         self._num_steps += 1
         self._num_tokens += plan.num_tokens
         self._num_sampled += len(output.sampled)
         self._busy_seconds += sum(output.seconds.values())
-        return [report for p in progress if (report := self._report(p)) is not None]
+        reports = [report for p in progress if (report := self._report(p)) is not None]
+        return failures + reports
+
+    def _run(self, plan: StepPlan) -> tuple[StepPlan, StepOutput, list[RequestOutput]]:
+        """Run ``plan`` without the requests that cannot go on, whose ends come third."""
+        failures: list[RequestOutput] = []
+        while plan.requests:
+            try:
+                return plan, self._runner.run(plan), failures
+            except BadRow as error:
+                code = "internal_error" if self.is_head else "invalid_packet"
+                failures.append(self._end(error.request_id, code, str(error)))
+                plan = StepPlan([r for r in plan.requests if r.request_id != error.request_id])
+        return plan, StepOutput(), failures
 
     def handle(self, command: RequestCommand) -> list[RequestOutput]:
         """Take a command; the answers that it has at once."""
@@ -75,16 +88,7 @@ class Engine:
             return self._handle(command)
         except RequestRefused as refused:
             # A request that broke a rule ends; one that was never there stays so.
-            self._forget(command.request_id)
-            return [
-                RequestOutput(
-                    request_id=command.request_id,
-                    finish_reason="error",
-                    error_code=refused.code,
-                    error=str(refused),
-                    retry_after_s=_RETRY_AFTER_S if refused.code == "overloaded" else None,
-                )
-            ]
+            return [self._end(command.request_id, refused.code, str(refused))]
 
     def _handle(self, command: RequestCommand) -> list[RequestOutput]:
         if isinstance(command, Open):
@@ -144,8 +148,9 @@ class Engine:
         )
 
     def check(self) -> None:
-        """Raise SchedulerError unless every block and request is accounted for."""
+        """Raise SchedulerError unless every block, request and state is accounted for."""
         self._scheduler.check()
+        self._runner.check(self)
 
     def _open(self, command: Open) -> list[RequestOutput]:
         live = self._scheduler.get(command.request_id)
@@ -241,11 +246,22 @@ class Engine:
             raise RequestRefused("unknown_request", "no such request is live; it may have ended")
         return request
 
+    def _end(self, request_id: str, code: str, error: str) -> RequestOutput:
+        self._forget(request_id)
+        return RequestOutput(
+            request_id=request_id,
+            finish_reason="error",
+            error_code=code,
+            error=error,
+            retry_after_s=_RETRY_AFTER_S if code == "overloaded" else None,
+        )
+
     def _forget(self, request_id: str) -> None:
         self._scheduler.cancel(request_id)
         self._drop_notes(request_id)
 
     def _drop_notes(self, request_id: str) -> None:
+        self._runner.forget(request_id)
         self._deadlines.pop(request_id, None)
         self._last_token.pop(request_id, None)
         self._unreported_seconds.pop(request_id, None)

@@ -1,26 +1,42 @@
 """Runs a plan: packets and token ids in, packets or sampled tokens out. Tensors only."""
 
 import time
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Container, Mapping, Sequence
+from itertools import accumulate, islice
 
 import torch
 
-from sliceserve.codec.base import Codec
+from sliceserve.codec.base import Codec, CodecError
 from sliceserve.codec.registry import codec_for_wire, known_codecs, warm_up
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.batch import Batch
 from sliceserve.engine.kv_cache import KVCache
 from sliceserve.engine.sampler import sample
+from sliceserve.engine.states import DecodedStates
 from sliceserve.models.decoder import Decoder
 from sliceserve.scheduler.blocks import Segment
 from sliceserve.scheduler.plan import ScheduledRequest, StepOutput, StepPlan
+
+
+class BadRow(RuntimeError):
+    """A packet that adds up to nothing, or a row that cannot be coded. Nothing of the step counts;
+    without ``request_id`` it can run again."""
+
+    def __init__(self, request_id: str, message: str) -> None:
+        super().__init__(message)
+        self.request_id = request_id
 
 
 class Runner:
     """The forward pass of one engine.
 
     ``encoder`` makes a head of it: rows leave as packets. Without one, rows that end a request's
-    known tokens are sampled. Not thread-safe: the hidden states of a pass live in one buffer.
+    known tokens are sampled. ``codecs`` are the decoders of packets that need more than a wire id,
+    by the names that requests know them under.
+
+    Where a codec predicts, the last decoded state of each request is kept until ``forget``. Not
+    thread-safe: the hidden states of a pass live in one buffer.
     """
 
     def __init__(
@@ -31,6 +47,7 @@ class Runner:
         block_size: int,
         max_rows: int,
         encoder: Codec | None = None,
+        codecs: Mapping[str, Codec] | None = None,
     ) -> None:
         self._decoder = decoder
         self._cache = cache
@@ -40,21 +57,30 @@ class Runner:
         self._hidden = torch.zeros(
             (max_rows, decoder.spec.hidden_size), dtype=cache.dtype, device=cache.device
         )
-        self._codecs: dict[str, Codec] = {}
+        self._codecs = dict(codecs or {})
+        self._states = DecodedStates()
 
-    def codec(self, wire_id: str) -> Codec:
-        """The decoder of packets under ``wire_id``; raises CodecError for an unknown one."""
-        if wire_id not in self._codecs:
-            self._codecs[wire_id] = codec_for_wire(wire_id, self._decoder.spec.hidden_size)
-        return self._codecs[wire_id]
+    def codec(self, name: str) -> Codec:
+        """The decoder of packets under ``name``; raises CodecError for an unknown one."""
+        if name not in self._codecs:
+            self._codecs[name] = codec_for_wire(name, self._decoder.spec.hidden_size)
+        return self._codecs[name]
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended."""
+        self._states.forget(request_id)
+
+    def check(self, live: Container[str]) -> None:
+        """Raise SchedulerError if anything is kept of requests that are not ``live``."""
+        self._states.check(live)
 
     def warm_up(self) -> None:
         """Compile what a row and a sampled token need, before anybody waits for it.
 
         Writes to block 0 of each segment, which is nobody's yet.
         """
-        codecs = [self.codec(wire_id) for wire_id in known_codecs()]
-        for codec in codecs if self._encoder is None else [self._encoder]:
+        plain = [self.codec(wire_id) for wire_id in known_codecs()]
+        for codec in self._codecs.values() if self._encoder is None else [self._encoder]:
             warm_up(codec, self._cache.device)
         entry = self._segments[0].first
         hidden = torch.zeros_like(self._hidden[:1])
@@ -63,18 +89,21 @@ class Runner:
             request_id="warm-up",
             entry_layer=entry,
             start=0,
-            inputs=[0] if entry == 0 else codecs[0].encode(hidden),
+            inputs=[0] if entry == 0 else plain[0].encode(hidden),
             block_tables=[[0] for _ in self._segments],
             sampling=sampling if self._encoder is None else None,
-            codec=codecs[0].wire_id,
+            codec=plain[0].wire_id,
         )
         self.run(StepPlan([request]))
+        self.forget(request.request_id)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepOutput:
+        """Raises BadRow for a request that cannot go on."""
         started = time.perf_counter()
         batch = Batch(plan, self._segments, self._block_size, self._cache.device)
         hidden = self._hidden[: batch.num_rows]  # (T, hidden)
+        self._states.begin_step()
         self._fill(hidden, plan.requests, batch)
         for stage in batch.stages():
             self._decoder.forward(
@@ -91,6 +120,7 @@ class Runner:
             self._encode(hidden, plan.requests, batch, self._encoder, output)
         else:
             self._sample(hidden, plan.requests, batch, output)
+        self._states.end_step()
         self._share_time(plan, time.perf_counter() - started, output)
         return output
 
@@ -109,11 +139,20 @@ class Runner:
             # One call decodes a run of requests under one codec.
             if i < len(requests) and requests[i].codec == requests[first].codec:
                 continue
-            packets = [packet for r in requests[first:i] for packet in r.inputs]
-            self.codec(requests[first].codec or "").decode(
-                packets, hidden[starts[first] : starts[i]]
-            )
+            self._decode(requests[first:i], hidden[starts[first] : starts[i]])
             first = i
+
+    def _decode(self, requests: Sequence[ScheduledRequest], out: torch.Tensor) -> None:
+        """Packets of requests under one codec to rows (sum of their packets, hidden)."""
+        codec = self.codec(requests[0].codec or "")
+        packets = [packet for r in requests for packet in r.inputs]
+        runs = []
+        if codec.predicts:
+            runs = [self._states.run(r, r.start, r.num_tokens) for r in requests]
+        try:
+            codec.decode(packets, out, runs)
+        except CodecError as error:
+            raise _bad_row(requests, [r.num_tokens for r in requests], error) from error
 
     def _encode(
         self,
@@ -123,11 +162,27 @@ class Runner:
         encoder: Codec,
         output: StepOutput,
     ) -> None:
+        """Rows that were sent before a preemption are not coded again: a prediction goes on from
+        what the other side has decoded, and a replay may differ from that by rounding."""
         starts = batch.row_starts
-        packets = encoder.encode(hidden)
-        for i, request in enumerate(requests):
-            already_sent = max(0, request.num_emitted - request.start)
-            output.packets[request.request_id] = packets[starts[i] + already_sent : starts[i + 1]]
+        sent = [min(r.num_tokens, max(0, r.num_emitted - r.start)) for r in requests]
+        counts = [r.num_tokens - n for r, n in zip(requests, sent, strict=True)]
+        if any(sent):
+            rows = [t for i, n in enumerate(sent) for t in range(starts[i] + n, starts[i + 1])]
+            hidden = hidden[rows]
+        runs = []
+        if encoder.predicts:
+            runs = [
+                self._states.run(r, r.start + n, count, r.inputs[n:])
+                for r, n, count in zip(requests, sent, counts, strict=True)
+                if count > 0
+            ]
+        try:
+            packets = iter(encoder.encode(hidden, runs) if len(hidden) else ())
+        except CodecError as error:
+            raise _bad_row(requests, counts, error) from error
+        for request, count in zip(requests, counts, strict=True):
+            output.packets[request.request_id] = list(islice(packets, count))
 
     def _sample(
         self,
@@ -153,3 +208,11 @@ class Runner:
         total = sum(work)
         for request, part in zip(plan.requests, work, strict=True):
             output.seconds[request.request_id] = seconds * part / total
+
+
+def _bad_row(
+    requests: Sequence[ScheduledRequest], counts: Sequence[int], error: CodecError
+) -> BadRow:
+    """Which of ``requests``, with ``counts`` rows each, the row at ``error.index`` belongs to."""
+    ends = list(accumulate(counts))
+    return BadRow(requests[bisect_right(ends, error.index)].request_id, str(error))

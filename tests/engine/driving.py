@@ -27,6 +27,8 @@ class SplitRun:
         self.tokens = {}
         self.packets = {}
         self.finish_reasons = {}
+        # Outputs of requests that were opened by other means.
+        self.others = []
 
     def open(self, request_id, prompt, cut, sampling):
         self.cuts[request_id] = cut
@@ -66,8 +68,11 @@ class SplitRun:
 
     def take(self, outputs):
         for output in outputs:
-            assert output.error is None, output.error
             request_id = output.request_id
+            if request_id not in self.cuts:
+                self.others.append(output)
+                continue
+            assert output.error is None, output.error
             if output.packets:
                 assert output.start == len(self.packets[request_id])
                 self.packets[request_id] += output.packets
