@@ -32,7 +32,7 @@ class SlicerCodec:
 
     @property
     def wire_id(self) -> str:
-        return "slicer/1"
+        return "slicer/2"
 
     @property
     def predicts(self) -> bool:

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numba import njit
 
-from sliceserve.kernels.slicer import layout
+from sliceserve.kernels.slicer.compress import shortest
+from sliceserve.kernels.slicer.expand import expand
+from sliceserve.kernels.slicer.fields import block_end, get, index_bits, log2, put, read_survivors
 from sliceserve.kernels.slicer.layout import (
     BLOCK_BITS,
     DISTORTION_SHIFT,
@@ -31,8 +33,6 @@ from sliceserve.kernels.slicer.layout import (
     SlicerError,
     max_packet_bits,
 )
-
-_block_end = njit(cache=True, nogil=True)(layout.block_end)
 
 
 def encode(hidden: torch.Tensor, settings: EncoderSettings) -> list[bytes]:
@@ -53,10 +53,7 @@ def encode(hidden: torch.Tensor, settings: EncoderSettings) -> list[bytes]:
     )
     if bad_row >= 0:
         raise SlicerError("a value is not finite", bad_row)
-    return [
-        row[:length].tobytes()
-        for row, length in zip(words.view(np.uint8), lengths.tolist(), strict=True)
-    ]
+    return shortest(words.view(np.uint8), lengths, rows.shape[1])
 
 
 def decode(packets: Sequence[bytes], out: torch.Tensor) -> None:
@@ -69,14 +66,18 @@ def decode(packets: Sequence[bytes], out: torch.Tensor) -> None:
 
 
 def checked(packets: Sequence[bytes], hidden_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """All packets end to end, and where each begins and the last ends, once they are valid.
+    """All packets in the raw layout, end to end, and where each begins and the last ends.
 
-    Returns uint8 (with a guard behind the last) and int64 (len(packets) + 1,). Raises SlicerError.
+    Returns uint8 (with a guard behind the last) and int64 (len(packets) + 1,). Raises SlicerError
+    for the first packet that is not valid.
     """
     data = np.frombuffer(b"".join([*packets, GUARD]), np.uint8)
     starts = np.zeros(len(packets) + 1, np.int64)
     np.cumsum([len(packet) for packet in packets], out=starts[1:])
+    data, starts, num_sound = expand(data, starts, hidden_size)
     index, fault = _first_fault(data, starts, hidden_size)
+    if fault == Fault.NONE and num_sound < len(packets):
+        index, fault = num_sound, Fault.STREAM
     if fault != Fault.NONE:
         raise SlicerError(EXPLANATIONS[Fault(fault)], index)
     return data, starts
@@ -149,7 +150,7 @@ def _split(magnitude, num_blocks):
     """Each survivor's block, 0 for the largest magnitudes."""
     block = np.full(magnitude.size, num_blocks - 1)
     for j in range(num_blocks - 1):
-        end = _block_end(j, magnitude.size, num_blocks)
+        end = block_end(j, magnitude.size, num_blocks)
         block -= _largest(magnitude, end)
     return block
 
@@ -212,37 +213,11 @@ def _code_block(magnitude, distortion, max_bits):
 
 
 @njit(cache=True, nogil=True)
-def _put(words, position, field):
-    """Write a field of at most 16 bits into zeroed bits."""
-    word = position >> 6
-    shift = position & 63
-    words[word] |= np.uint64(field) << np.uint64(shift)
-    if shift > 48:
-        words[word + 1] |= np.uint64(field) >> np.uint64(64 - shift)
-
-
-@njit(cache=True, nogil=True)
-def _index_bits(hidden_size):
-    width = 1
-    while (hidden_size - 1) >> width > 0:
-        width += 1
-    return width
-
-
-@njit(cache=True, nogil=True)
-def _log2(num_blocks):
-    log2 = 0
-    while num_blocks >> log2 > 1:
-        log2 += 1
-    return log2
-
-
-@njit(cache=True, nogil=True)
 def _write(words, hidden_size, index, magnitude, negative, block, num_blocks, distortion, max_bits):
     """Code the blocks and lay the packet out; its length in bytes."""
-    log2_blocks = _log2(num_blocks)
-    _put(words, 0, FORMAT_VERSION << 4 | log2_blocks)
-    _put(words, 8, index.size)
+    log2_blocks = log2(num_blocks)
+    put(words, 0, FORMAT_VERSION << 4 | log2_blocks)
+    put(words, 8, index.size)
     position = HEADER_BITS
     width = np.empty(index.size, np.int64)
     code = np.empty(index.size, np.int64)
@@ -252,53 +227,27 @@ def _write(words, hidden_size, index, magnitude, negative, block, num_blocks, di
         for i in range(members.size):
             width[members[i]] = block_width
             code[members[i]] = block_code[i]
-        _put(words, position, block_width)
-        _put(words, position + 4, lo)
-        _put(words, position + 20, hi)
+        put(words, position, block_width)
+        put(words, position + 4, lo)
+        put(words, position + 20, hi)
         position += BLOCK_BITS
 
-    bits = _index_bits(hidden_size)
+    bits = index_bits(hidden_size)
     if index.size * bits < hidden_size:
         for r in range(index.size):
-            _put(words, position + r * bits, index[r])
+            put(words, position + r * bits, index[r])
         position += index.size * bits
     else:
         for r in range(index.size):
-            _put(words, position + index[r], 1)
+            put(words, position + index[r], 1)
         position += hidden_size
     for r in range(index.size):
-        _put(words, position, block[r] << 1 | negative[r])
+        put(words, position, block[r] << 1 | negative[r])
         position += 1 + log2_blocks
     for r in range(index.size):
-        _put(words, position, code[r])
+        put(words, position, code[r])
         position += width[r]
     return (position + 7) >> 3
-
-
-@njit(cache=True, nogil=True)
-def _get(data, position, width):
-    """The field of at most 16 bits at a bit of ``data``, which has a guard behind it."""
-    byte = position >> 3
-    window = np.int64(data[byte]) | np.int64(data[byte + 1]) << 8 | np.int64(data[byte + 2]) << 16
-    return (window >> (position & 7)) & ((1 << width) - 1)
-
-
-@njit(cache=True, nogil=True)
-def _read_survivors(data, position, hidden_size, num_kept):
-    """The survivors' indices as they stand, how many there are, and the position after them."""
-    index = np.empty(max(num_kept, 1), np.int64)
-    bits = _index_bits(hidden_size)
-    if num_kept * bits < hidden_size:
-        for r in range(num_kept):
-            index[r] = _get(data, position + r * bits, bits)
-        return index, num_kept, position + num_kept * bits
-    count = 0
-    for i in range(hidden_size):
-        if _get(data, position + i, 1):
-            if count < num_kept:
-                index[count] = i
-            count += 1
-    return index, count, position + hidden_size
 
 
 @njit(cache=True, nogil=True)
@@ -317,10 +266,10 @@ def _fault(data, start, end, hidden_size):
     lie inside."""
     if end - start < HEADER_BITS:
         return Fault.LENGTH
-    if _get(data, start + 4, 4) != FORMAT_VERSION:
+    if get(data, start + 4, 4) != FORMAT_VERSION:
         return Fault.VERSION
-    log2_blocks = _get(data, start, 4)
-    num_kept = _get(data, start + 8, 16)
+    log2_blocks = get(data, start, 4)
+    num_kept = get(data, start + 8, 16)
     if log2_blocks > MAX_LOG2_BLOCKS:
         return Fault.NUM_BLOCKS
     if num_kept > hidden_size:
@@ -333,11 +282,11 @@ def _fault(data, start, end, hidden_size):
     code_bits = 0
     block_begin = 0
     for j in range(num_blocks):
-        width = _get(data, position, 4)
-        lo = _get(data, position + 4, 16)
-        hi = _get(data, position + 20, 16)
+        width = get(data, position, 4)
+        lo = get(data, position + 4, 16)
+        hi = get(data, position + 20, 16)
         position += BLOCK_BITS
-        stop = _block_end(j, num_kept, num_blocks)
+        stop = block_end(j, num_kept, num_blocks)
         if width > MAX_WIDTH or (stop == block_begin and width > 0):
             return Fault.WIDTH
         is_zero_or_normal = (lo == 0 or lo << 16 >= MIN_NORMAL) and (
@@ -350,14 +299,14 @@ def _fault(data, start, end, hidden_size):
         code_bits += width * (stop - block_begin)
         block_begin = stop
 
-    survivor_bits = min(hidden_size, num_kept * _index_bits(hidden_size))
+    survivor_bits = min(hidden_size, num_kept * index_bits(hidden_size))
     last = position + survivor_bits + num_kept * (1 + log2_blocks) + code_bits
     if (last + 7) >> 3 != end >> 3:
         return Fault.LENGTH
-    if _get(data, last, end - last) != 0:
+    if get(data, last, end - last) != 0:
         return Fault.PADDING
 
-    index, count, position = _read_survivors(data, position, hidden_size, num_kept)
+    index, count, position = read_survivors(data, position, hidden_size, num_kept)
     if count != num_kept:
         return Fault.SURVIVORS
     for r in range(num_kept):
@@ -365,11 +314,11 @@ def _fault(data, start, end, hidden_size):
             return Fault.SURVIVORS
     members = np.zeros(num_blocks, np.int64)
     for r in range(num_kept):
-        members[_get(data, position + r * (1 + log2_blocks), 1 + log2_blocks) >> 1] += 1
+        members[get(data, position + r * (1 + log2_blocks), 1 + log2_blocks) >> 1] += 1
     block_begin = 0
     for j in range(num_blocks):
         block_begin += members[j]
-        if block_begin != _block_end(j, num_kept, num_blocks):
+        if block_begin != block_end(j, num_kept, num_blocks):
             return Fault.MEMBERS
     return Fault.NONE
 
@@ -382,28 +331,28 @@ def _decode_rows(data, starts, rows):
 
 @njit(cache=True, nogil=True)
 def _decode_row(data, start, row):
-    log2_blocks = _get(data, start, 4)
-    num_kept = _get(data, start + 8, 16)
+    log2_blocks = get(data, start, 4)
+    num_kept = get(data, start + 8, 16)
     num_blocks = 1 << log2_blocks
     blocks = np.empty((num_blocks, 3), np.int64)
     scales = np.empty(num_blocks, np.float64)
     position = start + HEADER_BITS
     for j in range(num_blocks):
-        blocks[j, 0] = _get(data, position, 4)
-        low, span, exponent = _grid(_get(data, position + 4, 16), _get(data, position + 20, 16))
+        blocks[j, 0] = get(data, position, 4)
+        low, span, exponent = _grid(get(data, position + 4, 16), get(data, position + 20, 16))
         blocks[j, 1] = low
         blocks[j, 2] = span
         scales[j] = math.ldexp(1.0, exponent - 150)
         position += BLOCK_BITS
 
-    index, _, position = _read_survivors(data, position, row.size, num_kept)
+    index, _, position = read_survivors(data, position, row.size, num_kept)
     code_position = position + num_kept * (1 + log2_blocks)
     row[:] = 0
     for r in range(num_kept):
-        tag = _get(data, position, 1 + log2_blocks)
+        tag = get(data, position, 1 + log2_blocks)
         position += 1 + log2_blocks
         width, low, span = blocks[tag >> 1]
-        code = _get(data, code_position, width)
+        code = get(data, code_position, width)
         code_position += width
         # 24 bits times a power of two: exact in float64, and in float32 unless subnormal.
         value = _level(code, width, low, span) * scales[tag >> 1]

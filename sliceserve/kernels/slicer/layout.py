@@ -1,12 +1,17 @@
 """A SLICER packet, bit by bit, and what its encoder is told.
 
-A packet is one string of bits: bit p is bit p mod 8, counted from the least significant, of byte
-p // 8, and a field's least significant bit comes first.
+Two layouts begin alike; an encoder takes the one that makes its packet shorter, the raw one where
+they tie. In either a packet is one string of bits: bit p is bit p mod 8, counted from the least
+significant, of byte p // 8, and a field's least significant bit comes first.
 
     bits                 field
-    4                    log2 M, M the number of magnitude blocks
-    4                    format version, 1
+    3                    log2 M, M the number of magnitude blocks
+    1                    1 if the rest is entropy-coded
+    4                    format version, 2
     16                   K, the number of surviving elements
+
+then, in the raw layout,
+
     M × 36               per block, largest magnitudes first: code width b (4 bits), lo and hi, the
                          range of magnitudes, as the bits of bfloat16 (16 each)
     d or K·ceil(log2 d)  survivors: a bit per element or, where smaller, ascending indices
@@ -14,13 +19,29 @@ p // 8, and a field's least significant bit comes first.
     Σ b                  per survivor, in index order: its code, as wide as its block's b
     0 to 7               zeros up to a whole byte
 
-Every position follows from the fields before it, so a GPU finds them all with two prefix sums.
+where every position follows from the fields before it, so a GPU finds them all with two prefix
+sums; or, entropy-coded, one rANS stream (``kernels.rans``) up to the end of the packet, whose
+payload is hi of the first block, and whose symbols are, F(w) being w bits that are as likely one
+as zero, and N a number below 2^15: its length in bits, F(4), then the bits below its leading one,
+highest first, each F(1),
+
+    per block            b, F(4); where b > 1 its skew, F(4); N of hi − lo; but for the last
+                         block, N of lo + 1 − the next block's hi, in bfloat16 steps
+    per element          whether it survives; and if it does, its block, its sign F(1), its code
+
+Whether an element survives is one bit, as likely one as survivors are among the elements that are
+left; a block is log2 M bits, highest first, each as likely one as the rest of the survivors is in
+the upper half of the blocks that are left to choose from. What is certain costs nothing, and no
+stream can name survivors or blocks of other sizes than it must. A code's bits come highest first,
+less likely one the larger the block's skew is and the higher the bit (``SKEWED``), which is what
+an exponential density does; those that are as likely one as zero are one F.
 """
 
 from dataclasses import dataclass
 from enum import IntEnum
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+CODED = 1 << 3
 HEADER_BITS = 24
 BLOCK_BITS = 36
 MAX_WIDTH = 12
@@ -38,6 +59,11 @@ MAX_BFLOAT16 = 0x7F7F
 
 # The distortion budget is an integer in units of 2^-DISTORTION_SHIFT.
 DISTORTION_SHIFT = 30
+
+# How likely a code's bit is one, of 4096: entry min(max(skew − place, 0), 6), place 0 being the
+# highest. From the second on they are 4096 / (1 + e^z) for z = 1/4, 1/2, 1, 2, 4 and 8.
+SKEWED = (2048, 1793, 1546, 1102, 488, 74, 1)
+MAX_SKEW = 15
 
 # Fields are at most 16 bits wide and are read as three whole bytes.
 GUARD = bytes(3)
@@ -64,6 +90,7 @@ class Fault(IntEnum):
     SURVIVORS = 7
     MEMBERS = 8
     PADDING = 9
+    STREAM = 10
 
 
 EXPLANATIONS = {
@@ -76,6 +103,7 @@ EXPLANATIONS = {
     Fault.SURVIVORS: "its survivors do not ascend within the hidden size or are not K",
     Fault.MEMBERS: "its magnitude blocks are not of equal size",
     Fault.PADDING: "the bits after its last field are not zero",
+    Fault.STREAM: "its entropy-coded fields do not end where it ends, or are out of bounds",
 }
 
 

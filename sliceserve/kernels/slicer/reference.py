@@ -22,14 +22,12 @@ import torch
 
 from sliceserve.kernels.slicer.layout import (
     DISTORTION_SHIFT,
-    FORMAT_VERSION,
     MAX_BFLOAT16,
     EncoderSettings,
     SlicerError,
     block_end,
-    index_bits,
-    survivor_bits,
 )
+from sliceserve.kernels.slicer.reference_layouts import Fields
 
 _MIN_NORMAL = np.float32(2.0**-126)
 
@@ -60,29 +58,21 @@ def _encode_row(row: np.ndarray, settings: EncoderSettings) -> bytes:
 
     by_magnitude = np.argsort(-magnitude[kept], kind="stable")
     block = np.zeros(num_kept, np.int64)
-    width = np.zeros(num_kept, np.int64)
     code = np.zeros(num_kept, np.int64)
-    bits = [
-        _bits([num_blocks.bit_length() - 1, FORMAT_VERSION], 4),
-        _bits([num_kept], 16),
-    ]
+    blocks = []
     start = 0
     for j in range(num_blocks):
         end = block_end(j, num_kept, num_blocks)
         members = by_magnitude[start:end]
-        lo, hi, b, codes = _code_block(magnitude[kept[members]], settings)
-        block[members], width[members], code[members] = j, b, codes
-        bits += [_bits([b], 4), _bits([lo, hi], 16)]
+        lo, hi, width, codes = _code_block(magnitude[kept[members]], settings)
+        blocks.append((width, lo, hi))
+        block[members], code[members] = j, codes
         start = end
 
-    if survivor_bits(row.size, num_kept) < row.size:
-        bits.append(_bits(kept, index_bits(row.size)))
-    else:
-        bits.append(np.isin(np.arange(row.size), kept))
     negative = (row[kept] < 0) & (magnitude[kept] > 0)
-    bits.append(_bits(block << 1 | negative, num_blocks.bit_length()))
-    bits += [_bits([c], b) for c, b in zip(code, width, strict=True)]
-    return np.packbits(np.concatenate(bits).astype(bool), bitorder="little").tobytes()
+    return Fields(
+        blocks, kept.tolist(), block.tolist(), negative.astype(int).tolist(), code.tolist()
+    ).shortest(row.size)
 
 
 def _code_block(
@@ -107,31 +97,15 @@ def _code_block(
 
 
 def _decode_row(packet: bytes, hidden_size: int) -> np.ndarray:
-    bits = np.unpackbits(np.frombuffer(packet, np.uint8), bitorder="little")
-    position = 0
-
-    def take(count: int, width: int) -> np.ndarray:
-        nonlocal position
-        fields = bits[position : position + count * width].reshape(count, width)
-        position += count * width
-        return fields.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
-
-    log2_blocks, _ = take(2, 4)
-    num_kept = int(take(1, 16)[0])
-    blocks = [(int(take(1, 4)[0]), *map(int, take(2, 16))) for _ in range(1 << log2_blocks)]
-    if survivor_bits(hidden_size, num_kept) < hidden_size:
-        kept = take(num_kept, index_bits(hidden_size))
-    else:
-        kept = np.nonzero(take(hidden_size, 1))[0]
-    tags = take(num_kept, 1 + int(log2_blocks))
-
+    fields = Fields.read(packet, hidden_size)
     row = np.zeros(hidden_size, np.float32)
-    for index, tag in zip(kept, tags, strict=True):
-        width, lo, hi = blocks[tag >> 1]
+    survivors = zip(fields.kept, fields.block, fields.negative, fields.code, strict=True)
+    for index, block, negative, code in survivors:
+        width, lo, hi = fields.blocks[block]
         low, span, exponent = _grid(lo, hi)
-        level = _level(int(take(1, width)[0]), width, low, span)
+        level = _level(code, width, low, span)
         value = _flush(np.float32(np.ldexp(float(level), exponent - 23)))
-        row[index] = -value if tag & 1 else value
+        row[index] = -value if negative else value
     return row
 
 
@@ -153,8 +127,3 @@ def _fixed(magnitude: np.ndarray, exponent: int) -> np.ndarray:
 
 def _level(code: np.ndarray | int, width: int, low: int, span: int) -> np.ndarray | int:
     return low + (span * (2 * code + 1) >> (width + 1))
-
-
-def _bits(fields: Sequence[int] | np.ndarray, width: int) -> np.ndarray:
-    shifts = np.arange(width, dtype=np.int64)
-    return ((np.asarray(fields, np.int64)[:, None] >> shifts) & 1).ravel()

@@ -1,5 +1,8 @@
 """SLICER in Triton, a program per token; byte for byte ``reference``.
 
+The kernels write and read the raw layout; ``compress`` and ``expand`` turn it into what goes over
+the wire and back, on the host, where packets must pass anyway.
+
 Exact on any GPU because everything is integer arithmetic on float bits, save one product, λ·|x|,
 which IEEE rounds alike everywhere and which no sum follows that could be contracted with it.
 Integer sums do not depend on their order. Packets are written with atomic ORs of disjoint bits,
@@ -14,6 +17,7 @@ import triton
 import triton.language as tl
 
 from sliceserve.kernels.slicer import layout
+from sliceserve.kernels.slicer.compress import shortest
 from sliceserve.kernels.slicer.cpu import checked
 from sliceserve.kernels.slicer.layout import EncoderSettings, SlicerError
 
@@ -53,13 +57,10 @@ def encode(hidden: torch.Tensor, settings: EncoderSettings) -> list[bytes]:
         num_warps=_num_warps(block),
     )
     rows = words.cpu().numpy()
-    lengths = rows[:, 0].tolist()
-    if -1 in lengths:
-        raise SlicerError("a value is not finite", lengths.index(-1))
-    return [
-        row[:length].tobytes()
-        for row, length in zip(rows[:, 1:].view(np.uint8), lengths, strict=True)
-    ]
+    lengths = rows[:, 0].astype(np.int64)
+    if lengths.min() < 0:
+        raise SlicerError("a value is not finite", int(lengths.argmin()))
+    return shortest(rows[:, 1:].view(np.uint8), lengths, hidden_size)
 
 
 def decode(packets: Sequence[bytes], out: torch.Tensor) -> None:
