@@ -20,11 +20,32 @@ if TYPE_CHECKING:
 def evaluate(
     data: Annotated[
         Path,
-        typer.Option(help='A file of text: one JSON object a line, with the field "text".'),
+        typer.Option(
+            help='A file of text: one JSON object a line, with the field "text". With --tasks the '
+            "folder of their files."
+        ),
     ],
     tokens: Annotated[
         int, typer.Option(min=2, help="How many tokens of the text pass through each codec.")
     ] = 8192,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Accuracies instead: a list of hellaswag, piqa, arc_easy, arc_challenge, gsm8k "
+            "and humaneval."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Items of each task, the first ones.", show_default="all"),
+    ] = None,
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-execution",
+            help="For humaneval: run what the model writes, in a child process with limits.",
+        ),
+    ] = False,
     model: options.Model = None,
     split: Annotated[
         list[str] | None,
@@ -61,14 +82,17 @@ def evaluate(
 ) -> None:
     """What a codec costs the answer: every token passes through it at the cut.
 
-    The next-token distributions of the model, cut and coded, are compared with those of the same
-    model uncut.
+    The model, cut and coded, is compared with the same model uncut: its next-token distributions
+    over a text, or what it makes of tasks.
     """
     from sliceserve.cli.bench.report import finish, progress
+    from sliceserve.evaluation.accuracy import task_accuracy
     from sliceserve.evaluation.points import Sweep
     from sliceserve.evaluation.quality import text_quality
-    from sliceserve.evaluation.text import WINDOW, read_windows
+    from sliceserve.evaluation.tasks import find_tasks
+    from sliceserve.evaluation.text import read_windows
 
+    found = find_tasks(tasks, allow_code_execution) if tasks else []
     clients = [
         options.client_config(
             config_file,
@@ -86,10 +110,17 @@ def evaluate(
     budgets = _budgets(bits_per_element) if bits_per_element else []
     cuts = [cut for part in split for cut in numbers(part)] if split else [clients[0].split]
     sweep = Sweep([whole.check_cut(cut) for cut in cuts], codecs, budgets, tokens_per_frame)
-    window = min(WINDOW, whole.spec.max_position_embeddings)
-    windows = read_windows(data, whole.tokenizer, tokens, window)
-    results = text_quality(whole, windows, sweep, progress)
-    finish(results, json, quality_table(results))
+    if found:
+        of_tasks = [
+            result
+            for task in found
+            for result in task_accuracy(whole, task, data, limit, sweep, progress)
+        ]
+        finish(of_tasks, json, accuracy_table(of_tasks))
+    else:
+        windows = read_windows(data, whole.tokenizer, tokens, whole.spec.max_position_embeddings)
+        results = text_quality(whole, windows, sweep, progress)
+        finish(results, json, quality_table(results))
 
 
 def quality_table(results: Sequence[dict[str, Any]]) -> "Table":
@@ -113,6 +144,33 @@ def quality_table(results: Sequence[dict[str, Any]]) -> "Table":
     title = (
         f"{first['model']} in {first['dtype']}, {first['tokens']} tokens, uncut perplexity "
         f"{first['ppl_uncompressed']:.3f}; bits per element on the wire, KL in nats"
+    )
+    return make_table(title, columns, rows)
+
+
+def accuracy_table(results: Sequence[dict[str, Any]]) -> "Table":
+    """A row for each metric."""
+    from sliceserve.cli.bench.report import make_table
+
+    columns = ["task", "split", "codec", "bits", "uncut %", "coded %", "change", "items"]
+    rows = [
+        [
+            f"{result['task']} {name}",
+            result["split"],
+            result["codec"],
+            result["bits_per_element"],
+            100 * values["uncompressed"],
+            100 * values["coded"],
+            f"{100 * values['difference']:+.1f} ± {100 * values['ci95']:.1f}",
+            result["num_items"],
+        ]
+        for result in results
+        for name, values in result["metrics"].items()
+    ]
+    first = results[0]
+    title = (
+        f"{first['model']} in {first['dtype']}; bits per element on the wire, paired change of "
+        "items with its confidence interval of 95 %"
     )
     return make_table(title, columns, rows)
 

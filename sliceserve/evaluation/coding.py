@@ -16,67 +16,105 @@ _ROWS_PER_CALL = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """Bits for each element of the hidden states: on the wire, and of the packets alone."""
+class Traffic:
+    """What a client sends: tokens, bytes of their packets, and bytes of the WebSocket messages,
+    headers and those of the frames included."""
 
-    wire: float
-    packets: float
+    num_tokens: int = 0
+    packet_bytes: int = 0
+    wire_bytes: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(
+            self.num_tokens + other.num_tokens,
+            self.packet_bytes + other.packet_bytes,
+            self.wire_bytes + other.wire_bytes,
+        )
+
+    def rate(self, hidden_size: int) -> float:
+        """Bits on the wire for each element of the hidden states."""
+        return 8 * self.wire_bytes / (self.num_tokens * hidden_size)
+
+    def packet_rate(self, hidden_size: int) -> float:
+        """Bits of the packets alone."""
+        return 8 * self.packet_bytes / (self.num_tokens * hidden_size)
 
 
-def encode(codec: Codec, hidden: torch.Tensor, prompts: Sequence[Prompt]) -> list[bytes]:
-    """(T, hidden_size), the rows of ``prompts`` → a packet each. Raises CodecError."""
+class Runs:
+    """The runs that the rows of prompts make, for one side of a codec.
+
+    Iterating yields rows and their runs: those of some prompts, then of their branches, which go
+    on from where their prompt's run has ended; so each must be coded before the next is taken.
+    ``ends`` are the last runs of the sequences, in order, once all have been.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], with_token_ids: bool) -> None:
+        self.ends: list[Run] = []
+        self._prompts = prompts
+        self._with_token_ids = with_token_ids
+
+    def __iter__(self) -> Iterator[tuple[list[int], list[Run]]]:
+        for place, group in grouped(self._prompts, _ROWS_PER_CALL):
+            trunk_rows, branch_rows = _rows(group, place.start)
+            trunks = [self.follow(None, prompt.token_ids) for prompt in group]
+            if trunk_rows:
+                yield trunk_rows, [run for run in trunks if run.num_rows > 0]
+            branches = [
+                [self.follow(trunk, branch) for branch in prompt.branches]
+                for prompt, trunk in zip(group, trunks, strict=True)
+            ]
+            if branch_rows:
+                yield branch_rows, [run for runs in branches for run in runs if run.num_rows > 0]
+            for trunk, runs in zip(trunks, branches, strict=True):
+                self.ends += runs or [trunk]
+
+    def follow(self, run: Run | None, token_ids: Sequence[int]) -> Run:
+        """The run of tokens that come after one that has been coded."""
+        previous = None if run is None else run.previous
+        return Run(
+            len(token_ids),
+            list(token_ids) if self._with_token_ids else (),
+            # A codec may write over the state that it was given, and branches share theirs.
+            None if previous is None else previous.clone(),
+        )
+
+
+def encode(codec: Codec, hidden: torch.Tensor, runs: Runs) -> list[bytes]:
+    """(T, hidden_size), all rows of ``runs`` → a packet each. Raises CodecError."""
     packets = [b""] * len(hidden)
-    for rows, runs in _runs(prompts, with_token_ids=True):
-        for row, packet in zip(rows, codec.encode(hidden[rows], runs), strict=True):
+    for rows, of_rows in runs:
+        for row, packet in zip(rows, codec.encode(hidden[rows], of_rows), strict=True):
             packets[row] = packet
     return packets
 
 
-def decode(
-    codec: Codec, packets: Sequence[bytes], out: torch.Tensor, prompts: Sequence[Prompt]
-) -> None:
-    """Write packets to ``out`` (T, hidden_size), the rows of ``prompts``."""
-    for rows, runs in _runs(prompts, with_token_ids=False):
+def decode(codec: Codec, packets: Sequence[bytes], out: torch.Tensor, runs: Runs) -> None:
+    """Write packets to ``out`` (T, hidden_size), all rows of ``runs``."""
+    for rows, of_rows in runs:
         decoded = torch.empty_like(out[rows])
-        codec.decode([packets[row] for row in rows], decoded, runs)
+        codec.decode([packets[row] for row in rows], decoded, of_rows)
         out[rows] = decoded
 
 
-def measure_rate(
-    packets: Sequence[bytes], prompts: Sequence[Prompt], hidden_size: int, tokens_per_frame: int
-) -> Rate:
-    """What a client sends that has each whole sequence of ``prompts`` as its prompt: every byte of
-    the WebSocket messages, their headers and those of the frames included."""
-    num_tokens = num_wire = num_packet = start = 0
+def traffic_of_prompts(
+    packets: Sequence[bytes], prompts: Sequence[Prompt], tokens_per_frame: int
+) -> Traffic:
+    """What a client sends that has each whole sequence of ``prompts`` as its prompt."""
+    total = Traffic()
+    start = 0
     for prompt in prompts:
         for sequence in prompt.sequences():
             sent = [packets[start + row] for row in sequence]
-            num_tokens += len(sent)
-            num_packet += sum(map(len, sent))
-            num_wire += sum(
-                wire_bytes(len(encode_frame(frame)), from_client=True)
-                for frame in frames_for(1, 0, sent, tokens_per_frame)
-            )
+            total += traffic(sent, tokens_per_frame)
         start += prompt.num_rows
-    num_elements = num_tokens * hidden_size
-    return Rate(wire=8 * num_wire / num_elements, packets=8 * num_packet / num_elements)
+    return total
 
 
-def _runs(prompts: Sequence[Prompt], with_token_ids: bool) -> Iterator[tuple[list[int], list[Run]]]:
-    """Rows, and the runs that they make: those of some prompts, then of their branches. A branch
-    goes on from where its prompt's run has ended, so each pair must be used before the next."""
-    for place, group in grouped(prompts, _ROWS_PER_CALL):
-        trunk_rows, branch_rows = _rows(group, place.start)
-        trunks = [_run(prompt.token_ids, None, with_token_ids) for prompt in group]
-        yield trunk_rows, trunks
-        if branch_rows:
-            branches = [
-                _run(branch, trunk.previous, with_token_ids)
-                for prompt, trunk in zip(group, trunks, strict=True)
-                for branch in prompt.branches
-                if branch
-            ]
-            yield branch_rows, branches
+def traffic(packets: Sequence[bytes], tokens_per_frame: int, first_position: int = 0) -> Traffic:
+    """Packets of consecutive tokens of one request."""
+    frames = frames_for(1, first_position, packets, tokens_per_frame)
+    sizes = (wire_bytes(len(encode_frame(frame)), from_client=True) for frame in frames)
+    return Traffic(len(packets), sum(map(len, packets)), sum(sizes))
 
 
 def _rows(prompts: Sequence[Prompt], start: int) -> tuple[list[int], list[int]]:
@@ -89,9 +127,3 @@ def _rows(prompts: Sequence[Prompt], start: int) -> tuple[list[int], list[int]]:
         branches += range(middle, stop)
         start = stop
     return trunks, branches
-
-
-def _run(token_ids: Sequence[int], previous: torch.Tensor | None, with_token_ids: bool) -> Run:
-    # A codec may write over the state that it was given, and branches share theirs.
-    previous = None if previous is None else previous.clone()
-    return Run(len(token_ids), list(token_ids) if with_token_ids else (), previous)

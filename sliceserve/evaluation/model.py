@@ -10,7 +10,7 @@ from sliceserve.configs import CodecConfig, LayerConfig, ModelConfig
 from sliceserve.engine.build import offered_cuts, pick_device, pick_dtype
 from sliceserve.evaluation.errors import EvaluationError
 from sliceserve.evaluation.prompts import Layout, Prompt, grouped
-from sliceserve.models.decoder import Decoder
+from sliceserve.models.decoder import Decoder, KVCaches
 from sliceserve.models.resolve import resolve_model
 from sliceserve.models.spec import ModelSpec
 from sliceserve.models.tokenizer import Tokenizer
@@ -73,19 +73,18 @@ class WholeModel:
         """Layers ``[first, stop)`` on (T, hidden_size), in place. ``advance`` is called for each
         prompt."""
         for rows, group in grouped(prompts, _ROWS_PER_PASS[self.device.type]):
-            layout = Layout.of(group, self.device)
-            num_rows = rows.stop - rows.start
-            self.decoder.forward(
-                hidden[rows],
-                first,
-                stop,
-                layout.positions,
-                torch.arange(num_rows, device=self.device),
-                _OneLayer(num_rows, self.spec, self.dtype, self.device),
-                layout.attention,
-            )
+            cache = _OneLayer(rows.stop - rows.start, self.spec, self.dtype, self.device)
+            self.forward(hidden[rows], first, stop, Layout.of_prompts(group, self.device), cache)
             for _ in group:
                 advance()
+
+    def forward(
+        self, hidden: torch.Tensor, first: int, stop: int, layout: Layout, cache: KVCaches
+    ) -> None:
+        """Layers ``[first, stop)`` on the rows of ``layout``, in place, in one pass."""
+        self.decoder.forward(
+            hidden, first, stop, layout.positions, layout.slots, cache, layout.attention
+        )
 
 
 class _OneLayer:

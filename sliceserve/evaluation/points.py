@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sliceserve.configs import CodecConfig
-from sliceserve.evaluation.coding import Rate, decode, encode, measure_rate
+from sliceserve.evaluation.coding import Runs, Traffic, decode, encode, traffic_of_prompts
 from sliceserve.evaluation.model import WholeModel
 from sliceserve.evaluation.progress import Progress
 from sliceserve.evaluation.prompts import Prompt
@@ -29,22 +29,23 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One codec with its settings at one cut, and what it costs on the data at hand."""
+    """One codec with its settings, at one cut."""
 
     cut: int
     codec: CodecConfig
-    rate: Rate
 
-    def describe(self, model: WholeModel) -> dict[str, Any]:
+    def describe(self, model: WholeModel, traffic: Traffic) -> dict[str, Any]:
+        """What a result says of its operating point, and of the bits that it cost."""
+        bits = traffic.rate(model.spec.hidden_size)
         return {
             "model": model.name,
             "split": self.cut,
             "codec": model.codec(self.codec, self.cut).wire_id,
             "settings": settings_in_force(self.codec),
             "dtype": model.dtype_name,
-            "bits_per_element": self.rate.wire,
-            "packet_bits_per_element": self.rate.packets,
-            "reduction_vs_fp16": 16 / self.rate.wire,
+            "bits_per_element": bits,
+            "packet_bits_per_element": traffic.packet_rate(model.spec.hidden_size),
+            "reduction_vs_fp16": 16 / bits,
         }
 
 
@@ -53,24 +54,19 @@ def choose_points(
 ) -> list[Point]:
     """The operating points of ``sweep``, each once. ``states`` are what enters each cut, the rows
     of ``prompts``. Raises EvaluationError for a budget that a codec cannot keep."""
-    chosen: dict[tuple[int, CodecConfig], Point] = {}
-
     size = model.spec.hidden_size
 
-    def rate(config: CodecConfig, cut: int) -> Rate:
-        packets = encode(model.codec(config, cut), states[cut], prompts)
-        return measure_rate(packets, prompts, size, sweep.tokens_per_frame)
+    def rate(config: CodecConfig, cut: int) -> float:
+        packets = encode(model.codec(config, cut), states[cut], Runs(prompts, with_token_ids=True))
+        return traffic_of_prompts(packets, prompts, sweep.tokens_per_frame).rate(size)
 
-    def wire(config: CodecConfig, cut: int) -> float:
-        return rate(config, cut).wire
-
+    chosen: list[Point] = []
     for cut, codec in product(sweep.cuts, sweep.codecs):
         configs = [codec]
         if sweep.budgets:
-            configs = [finest(codec, b, size, partial(wire, cut=cut)) for b in sweep.budgets]
-        for config in dict.fromkeys(configs):
-            chosen[cut, config] = Point(cut, config, rate(config, cut))
-    return list(chosen.values())
+            configs = [finest(codec, b, size, partial(rate, cut=cut)) for b in sweep.budgets]
+        chosen += (Point(cut, config) for config in configs)
+    return list(dict.fromkeys(chosen))
 
 
 def run_coded(
@@ -78,13 +74,15 @@ def run_coded(
     prompts: Sequence[Prompt],
     states: torch.Tensor,
     point: Point,
+    tokens_per_frame: int,
     progress: Progress,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, Traffic]:
     """(T, hidden_size): what leaves the last layer when every row of ``states``, which enter the
-    point's cut, has passed through its codec."""
+    point's cut, has passed through its codec; and what that took on the wire."""
     codec = model.codec(point.codec, point.cut)
+    packets = encode(codec, states, Runs(prompts, with_token_ids=True))
     hidden = torch.empty_like(states)
-    decode(codec, encode(codec, states, prompts), hidden, prompts)
+    decode(codec, packets, hidden, Runs(prompts, with_token_ids=False))
     with progress(f"{codec.wire_id} at layer {point.cut}, sequences", len(prompts)) as advance:
         model.run(hidden, point.cut, model.spec.num_layers, prompts, advance)
-    return hidden
+    return hidden, traffic_of_prompts(packets, prompts, tokens_per_frame)

@@ -12,9 +12,9 @@ from sliceserve.kernels.paged_attention import AttentionBatch
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Tokens from position 0 on, and continuations that each follow them.
+    """Tokens from position 0 on, and continuations that each follow them; any may be empty.
 
-    Its rows are those of ``token_ids``, then those of each branch. A branch may be empty.
+    Its rows are those of ``token_ids``, then those of each branch.
     """
 
     token_ids: Sequence[int]
@@ -42,34 +42,44 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Prompts as one forward pass. Blocks hold one token, and a row's block is its own number, so
-    that branches share the keys of what they follow; ``positions`` (T,) int64."""
+    """The rows of one forward pass, over a KV cache whose blocks hold one token each, so that
+    branches share the keys of what they follow. ``positions`` and ``slots`` are (T,) int64."""
 
     positions: torch.Tensor
+    slots: torch.Tensor
     attention: AttentionBatch
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], device: torch.device) -> "Layout":
+    def of_prompts(cls, prompts: Sequence[Prompt], device: torch.device) -> "Layout":
+        """All rows of ``prompts``; the slot of a row is its own number."""
         lengths: list[int] = []
         tables: list[list[int]] = []
         first_row = 0
         for prompt in prompts:
-            pieces = [prompt.token_ids, *prompt.branches]
-            sequences = [list(range(len(prompt.token_ids)))]
-            sequences += prompt.sequences() if prompt.branches else ()
-            for piece, sequence in zip(pieces, sequences, strict=True):
-                if piece:
-                    lengths.append(len(piece))
+            trunk = list(range(len(prompt.token_ids)))
+            pieces = [(trunk, len(trunk))]
+            if prompt.branches:
+                pieces += zip(prompt.sequences(), map(len, prompt.branches), strict=True)
+            for sequence, length in pieces:
+                if length > 0:
+                    lengths.append(length)
                     tables.append([first_row + row for row in sequence])
             first_row += prompt.num_rows
+        return cls.of_tables(tables, lengths, device)
+
+    @classmethod
+    def of_tables(
+        cls, tables: Sequence[Sequence[int]], lengths: Sequence[int], device: torch.device
+    ) -> "Layout":
+        """The last ``lengths[i]`` tokens of each sequence i, whose tokens have the slots
+        ``tables[i]``."""
         contexts = list(map(len, tables))
         padded = np.zeros((len(tables), max(contexts)), dtype=np.int32)
-        for row, table in zip(padded, tables, strict=True):
+        positions, slots = [], []
+        for row, table, length in zip(padded, tables, lengths, strict=True):
             row[: len(table)] = table
-        positions = [
-            np.arange(context - length, context)
-            for context, length in zip(contexts, lengths, strict=True)
-        ]
+            positions.append(np.arange(len(table) - length, len(table)))
+            slots.append(np.array(table[len(table) - length :], dtype=np.int64))
         attention = AttentionBatch(
             query_starts=_int32(list(accumulate(lengths, initial=0)), device),
             context_lens=_int32(contexts, device),
@@ -77,7 +87,21 @@ class Layout:
             max_query_len=max(lengths),
             max_context_len=max(contexts),
         )
-        return cls(torch.from_numpy(np.concatenate(positions)).to(device), attention)
+        return cls(
+            torch.from_numpy(np.concatenate(positions)).to(device),
+            torch.from_numpy(np.concatenate(slots)).to(device),
+            attention,
+        )
+
+
+def shared(sequences: Sequence[Sequence[int]]) -> Prompt:
+    """A prompt with a branch for each sequence, which keeps its last token at least: what they
+    have in common at their beginning comes once."""
+    first, most = sequences[0], min(map(len, sequences)) - 1
+    num_common = 0
+    while num_common < most and all(s[num_common] == first[num_common] for s in sequences):
+        num_common += 1
+    return Prompt(first[:num_common], [s[num_common:] for s in sequences])
 
 
 def grouped(prompts: Sequence[Prompt], max_rows: int) -> Iterator[tuple[slice, list[Prompt]]]:

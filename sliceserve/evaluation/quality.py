@@ -38,17 +38,20 @@ def text_quality(
     """
     states, uncut = run_uncut(model, windows, sweep.cuts, progress)
     points = choose_points(model, windows, states, sweep)
-    finals = [run_coded(model, windows, states[p.cut], p, progress) for p in points]
+    coded = [
+        run_coded(model, windows, states[point.cut], point, sweep.tokens_per_frame, progress)
+        for point in points
+    ]
     num_tokens = len(uncut)
     following = _following(windows, model.device)
     num_predicted = int((following >= 0).sum())
-    own, sums = _compare(model, uncut, finals, following, progress)
+    own, sums = _compare(model, uncut, [final for final, _ in coded], following, progress)
     ppl_uncompressed = math.exp(own.nll / num_predicted)
     results = []
-    for point, total in zip(points, sums, strict=True):
+    for point, (_, traffic), total in zip(points, coded, sums, strict=True):
         ppl = math.exp(total.nll / num_predicted)
         results.append(
-            point.describe(model)
+            point.describe(model, traffic)
             | {
                 "tokens": num_tokens,
                 "tokens_per_frame": sweep.tokens_per_frame,

@@ -7,6 +7,9 @@ from typing import Any
 from sliceserve.configs import CodecConfig
 from sliceserve.evaluation.errors import EvaluationError
 
+# The calibrated codec takes any number of bits up to 8; this many of them are tried.
+_STEPS_PER_BIT = 64
+
 
 @dataclass(frozen=True, slots=True)
 class _Knob:
@@ -30,10 +33,22 @@ def _quantize(config: CodecConfig, setting: int, hidden_size: int) -> CodecConfi
     return replace(config, rans=replace(config.rans, num_levels=setting + 2))
 
 
+def _aim(config: CodecConfig, setting: int, hidden_size: int) -> CodecConfig:
+    """A mean size of a packet, and neither a cap nor a bound on the error of single ones."""
+    calibrated = replace(
+        config.calibrated,
+        bits_per_element=(setting + 1) / _STEPS_PER_BIT,
+        bits_per_token=None,
+        distortion=None,
+    )
+    return replace(config, calibrated=calibrated)
+
+
 # A codec that is not here has one rate.
 _KNOBS = {
     "slicer": _Knob(num_settings=lambda hidden_size: hidden_size, turn=_keep),
     "rans": _Knob(num_settings=lambda hidden_size: 255, turn=_quantize),
+    "calibrated": _Knob(num_settings=lambda hidden_size: 8 * _STEPS_PER_BIT, turn=_aim),
 }
 
 

@@ -32,18 +32,26 @@ def run_uncut(
     """
     kept = _kept_file(model, prompts)
     final = _load(kept, model.device)
-    ends = sorted({*cuts, *(() if final is not None else (model.spec.num_layers,))})
+    last = model.spec.num_layers
+    states = capture(model, prompts, cuts if final is not None else [*cuts, last], progress)
+    if final is None:
+        final = states.pop(last)
+        _save(kept, final)
+    return states, final
+
+
+def capture(
+    model: WholeModel, prompts: Sequence[Prompt], ends: Sequence[int], progress: Progress
+) -> dict[int, torch.Tensor]:
+    """What has passed the layers below each of ``ends``: (T, hidden_size)."""
     states: dict[int, torch.Tensor] = {}
     hidden = model.embed(prompts)
+    ends = sorted(set(ends))
     with progress("uncut model, sequences", len(ends) * len(prompts)) as advance:
         for first, stop in zip([0, *ends], ends, strict=False):
             model.run(hidden, first, stop, prompts, advance)
-            if stop in cuts:
-                states[stop] = hidden.clone()
-    if final is None:
-        final = hidden
-        _save(kept, final)
-    return states, final
+            states[stop] = hidden.clone()
+    return states
 
 
 def _kept_file(model: WholeModel, prompts: Sequence[Prompt]) -> Path:

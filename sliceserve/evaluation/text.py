@@ -10,7 +10,7 @@ from sliceserve.evaluation.errors import EvaluationError
 from sliceserve.evaluation.prompts import Prompt
 from sliceserve.models.tokenizer import Tokenizer
 
-WINDOW = 512
+_WINDOW = 512
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -27,9 +27,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         raise EvaluationError(f"{path} is not text in UTF-8: {error}") from error
 
 
-def read_windows(path: Path, tokenizer: Tokenizer, num_tokens: int, window: int) -> list[Prompt]:
-    """The first ``num_tokens`` tokens of the texts in a file, joined, ``window`` at a time; the
-    last window may be short, and all of them fewer where the file ends.
+def read_windows(
+    path: Path, tokenizer: Tokenizer, num_tokens: int, max_length: int
+) -> list[Prompt]:
+    """The first ``num_tokens`` tokens of the texts in a file, joined, 512 or ``max_length`` at a
+    time. The last window may be short, and there may be fewer of them where the file ends.
 
     A line is a JSON object with the field ``text``. Raises EvaluationError for one without it,
     and for a file with fewer than two tokens.
@@ -47,6 +49,7 @@ def read_windows(path: Path, tokenizer: Tokenizer, num_tokens: int, window: int)
     ids = ids[:num_tokens]
     if len(ids) < 2:
         raise EvaluationError(f"{path} has {len(ids)} tokens; nothing can be predicted from them")
+    window = min(_WINDOW, max_length)
     return [Prompt(ids[start : start + window]) for start in range(0, len(ids), window)]
 
 

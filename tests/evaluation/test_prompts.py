@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sliceserve.codec.base import Run
 from sliceserve.codec.registry import build_codec
 from sliceserve.configs import CodecConfig
-from sliceserve.evaluation.coding import decode, encode, measure_rate
+from sliceserve.evaluation.coding import Runs, Traffic, decode, encode, traffic_of_prompts
 from sliceserve.evaluation.prompts import Prompt, grouped
 from sliceserve.transport.frames import DataFrame
 from sliceserve.transport.frames import encode as encode_frame
@@ -95,28 +95,32 @@ def test_a_branch_is_coded_as_what_follows_its_beginning(monkeypatch, rows_per_c
     monkeypatch.setattr("sliceserve.evaluation.coding._ROWS_PER_CALL", rows_per_call)
     codec = Differences()
     hidden = torch.arange(4.0 * sum(p.num_rows for p in ITEMS)).view(-1, 4).square()
-    packets = encode(codec, hidden, ITEMS)
+    sent, received = Runs(ITEMS, with_token_ids=True), Runs(ITEMS, with_token_ids=False)
+    packets = encode(codec, hidden, sent)
     decoded = torch.empty_like(hidden)
-    decode(codec, packets, decoded, ITEMS)
+    decode(codec, packets, decoded, received)
     first = 0
     for prompt in ITEMS:
         ids = torch.tensor(prompt.rows)
         for sequence in prompt.sequences():
             rows = [first + row for row in sequence]
             run = Run(len(rows), ids[sequence].tolist())
+            end = sent.ends.pop(0)
             assert [packets[row] for row in rows] == codec.encode(hidden[rows], [run])
+            torch.testing.assert_close(end.previous, hidden[rows[-1]])
             # The token is what a decoder has no way to know here.
-            sent = ids[sequence].float().cumsum(0).unsqueeze(1)
-            torch.testing.assert_close(decoded[rows], hidden[rows] + sent)
+            added = ids[sequence].float().cumsum(0).unsqueeze(1)
+            torch.testing.assert_close(decoded[rows], hidden[rows] + added)
         first += prompt.num_rows
+    assert not sent.ends
 
 
 def test_a_codec_without_memory_needs_no_runs():
     codec = build_codec(CodecConfig(name="bfloat16"), 8)
     hidden = torch.randn(sum(p.num_rows for p in ITEMS), 8)
     decoded = torch.empty_like(hidden)
-    packets = encode(codec, hidden, ITEMS)
-    decode(codec, packets, decoded, ITEMS)
+    packets = encode(codec, hidden, Runs(ITEMS, with_token_ids=True))
+    decode(codec, packets, decoded, Runs(ITEMS, with_token_ids=False))
     assert packets == codec.encode(hidden)
     torch.testing.assert_close(decoded, hidden.bfloat16().float())
 
@@ -131,8 +135,8 @@ def test_every_byte_of_the_frames_counts():
         DataFrame(1, 2, [third]),
         DataFrame(1, 0, [first, fourth]),
     ]
-    rate = measure_rate(packets, prompts, hidden_size=4, tokens_per_frame=2)
+    sent = traffic_of_prompts(packets, prompts, tokens_per_frame=2)
     num_bytes = sum(wire_bytes(len(encode_frame(frame)), from_client=True) for frame in frames)
-    assert rate.wire == pytest.approx(8 * num_bytes / (5 * 4))
-    assert rate.packets == pytest.approx(8 * (10 + 120 + 11 + 10 + 12) / (5 * 4))
-    assert rate.wire > rate.packets
+    assert sent == Traffic(5, 10 + 120 + 11 + 10 + 12, num_bytes)
+    assert sent.rate(hidden_size=4) == 8 * num_bytes / (5 * 4)
+    assert sent + sent == Traffic(10, 2 * sent.packet_bytes, 2 * num_bytes)
