@@ -203,7 +203,7 @@ def test_cancel_frees_everything_at_any_time(make_engine):
         (
             Open(request_id="a", num_prompt=2, entry_layer=3, codec="zip"),
             "unsupported_codec",
-            "slicer/1",
+            "int8/1",
         ),
     ],
 )
