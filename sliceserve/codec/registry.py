@@ -5,15 +5,34 @@ from typing import get_args
 import torch
 
 from sliceserve.codec.base import Codec, CodecError, Run
+from sliceserve.codec.calibrated import CalibratedCodec
 from sliceserve.codec.int8 import Int8Codec
 from sliceserve.codec.passthrough import PassthroughCodec
+from sliceserve.codec.prediction import Embed
+from sliceserve.codec.profile import Profile
 from sliceserve.codec.slicer import SlicerCodec
 from sliceserve.configs import CodecConfig
 from sliceserve.configs.codec import CodecName
 
 
-def build_codec(config: CodecConfig, hidden_size: int) -> Codec:
-    """The codec that ``config`` names, with its settings for the encoder."""
+def build_codec(
+    config: CodecConfig,
+    hidden_size: int,
+    profile: Profile | None = None,
+    embed: Embed | None = None,
+) -> Codec:
+    """The codec that ``config`` names, with its settings for the encoder.
+
+    "calibrated" needs the ``profile`` of the cut, and ``embed`` if that one predicts; the others
+    have no use for them.
+    """
+    if config.name == "calibrated":
+        if profile is None:
+            raise CodecError(
+                "the calibrated codec needs a profile of this model and cut; make one with "
+                "`sliceserve calibrate`, or choose another codec"
+            )
+        return CalibratedCodec(config.calibrated, profile, embed)
     if config.name == "slicer":
         return SlicerCodec(config.slicer, hidden_size)
     if config.name == "int8":
@@ -46,4 +65,6 @@ def warm_up(codec: Codec, device: torch.device | str = "cpu") -> None:
 
 
 def _all_codecs(hidden_size: int) -> list[Codec]:
-    return [build_codec(CodecConfig(name=name), hidden_size) for name in get_args(CodecName)]
+    """Those that need no profile."""
+    names = [name for name in get_args(CodecName) if name != "calibrated"]
+    return [build_codec(CodecConfig(name=name), hidden_size) for name in names]

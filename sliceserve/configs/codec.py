@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from sliceserve.configs.validation import expect, expect_one_of
 
-CodecName = Literal["slicer", "int8", "float32", "float16", "bfloat16"]
+CodecName = Literal["calibrated", "slicer", "int8", "float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,5 @@
+"""Makes the profiles of the calibrated codec: statistics of hidden states, no training."""
+
+from sliceserve.calibration.profiles import CalibrationError, calibrate
+
+__all__ = ["CalibrationError", "calibrate"]

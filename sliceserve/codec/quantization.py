@@ -1,0 +1,81 @@
+"""The floating-point sides of ``kernels.calibrated``: into the profile's basis, and out of it."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+
+from sliceserve.codec.profile import Profile
+from sliceserve.kernels import calibrated as kernel
+from sliceserve.kernels.row_products import row_products
+
+# What a bit is worth, as squared error in the kernel's units of 1/4096 step²: 0.4 step².
+LAMBDA = 1638
+
+_UNITS = 1 << kernel.FRACTION_BITS
+
+
+class Quantization:
+    """Residuals of tokens to packets and back, on one device.
+
+    ``payload_bytes`` is how many bytes of token id a packet carries: 0, 2 or 3.
+    """
+
+    def __init__(self, profile: Profile, payload_bytes: int, device: torch.device) -> None:
+        self._tables = profile.tables
+        self._payload_bytes = payload_bytes
+        self._device = device
+        self._basis = profile.basis.float().to(device)  # (d, d)
+        points = torch.arange(kernel.NUM_POINTS, device=device)
+        self._steps = profile.base_step * torch.exp2(points / 4)  # (NUM_POINTS,)
+
+    @cached_property
+    def _inverse(self) -> torch.Tensor:
+        """Encoders alone need it."""
+        inverse: torch.Tensor = torch.linalg.inv(self._basis.cpu().double()).float()
+        return inverse.contiguous().to(self._device)
+
+    def components(self, residual: torch.Tensor) -> torch.Tensor:
+        """(n, d) residuals → (n, d) in the profile's basis."""
+        return row_products(residual, self._inverse)
+
+    def fits(self, components: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """(n,) bool: whether all components are within reach of the points' steps."""
+        reach = self._steps[points] * (kernel.MAX_INPUT // _UNITS - 1)
+        return components.abs().amax(dim=1) < reach
+
+    def write(
+        self, components: torch.Tensor, points: torch.Tensor, token_ids: torch.Tensor
+    ) -> tuple[list[bytes], torch.Tensor]:
+        """Components (n, d) that fit, points (n,) and ids (n,) int64 → a packet each, and the
+        residuals (n, d) as their decoder will see them."""
+        scaled = components * (_UNITS / self._steps[points])[:, None]
+        payloads = token_ids.to(self._device, torch.int32)
+        if not self._payload_bytes:
+            payloads = torch.zeros_like(payloads)
+        packets, units = kernel.encode(
+            scaled.round().to(torch.int32),
+            points.to(torch.uint8),
+            payloads,
+            self._tables,
+            LAMBDA,
+            self._payload_bytes,
+        )
+        return packets, self._residual(units, points)
+
+    def read(self, packets: Sequence[bytes]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packets → residuals (n, d), and token ids (n,) int64 on the CPU. Raises
+        CalibratedError."""
+        units, points, payloads = kernel.decode(
+            packets, self._tables, self._payload_bytes, self._device
+        )
+        return self._residual(units, points.long()), payloads.cpu().long()
+
+    def check(self, packet: bytes) -> int:
+        """The token id. Raises CalibratedError unless ``read`` will accept the packet."""
+        payloads = kernel.decode([packet], self._tables, self._payload_bytes)[2]
+        return int(payloads[0])
+
+    def _residual(self, units: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        scale = (self._steps[points] / _UNITS)[:, None]
+        return row_products(units * scale, self._basis)
