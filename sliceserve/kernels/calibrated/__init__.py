@@ -75,6 +75,11 @@ def encode(
     bytes; ``lambda_``, up to ``MAX_LAMBDA``, is in 1/4096 step² per bit. Returns the packets and
     (T, d) int32 on the device of ``y64``. Raises CalibratedError for the first row out of range.
     """
+    if y64.is_cuda:
+        # Triton is there on machines with a GPU only.
+        from sliceserve.kernels.calibrated import triton
+
+        return triton.encode(y64, points, payloads, tables, lambda_, payload_bytes)
     return cpu.encode(y64, points, payloads, tables, lambda_, payload_bytes)
 
 
@@ -88,6 +93,10 @@ def decode(
 
     All on ``device``. Raises CalibratedError for the first packet that no encoder wrote.
     """
+    if torch.device(device).type == "cuda":
+        from sliceserve.kernels.calibrated import triton
+
+        return triton.decode(packets, tables, payload_bytes, device)
     return cpu.decode(packets, tables, payload_bytes)
 
 

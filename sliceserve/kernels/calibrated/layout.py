@@ -28,6 +28,7 @@ from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from sliceserve.kernels import rans
 
@@ -57,7 +58,6 @@ MAX_LAMBDA = (1 << 16) - 1
 # What a state costs that the trellis cannot have reached: beyond any two components.
 UNREACHABLE = 1 << 28
 
-HEADER_BYTES = 1
 POINT_BITS = 5
 ESCAPE = 0x80
 PAYLOAD_BYTES = (0, 2, 3)
@@ -66,7 +66,7 @@ PAYLOAD_BYTES = (0, 2, 3)
 # reciprocals in units of 2^-20.
 SIGMAS = np.array([round(64 * 2 ** ((s - 16) / 4)) for s in range(NUM_SCALES)], np.int32)
 RECIPROCALS = np.array([round(2**20 / sigma) for sigma in SIGMAS.tolist()], np.int32)
-# |y| / σ is cut at 4 and counted in 1/16.
+# A token's class is by Σ |y| / σ, cut at 4 a component and counted in 1/16.
 CLASS_CUT = 4
 CLASS_SHIFT = 16
 
@@ -187,7 +187,7 @@ class Tables:
 
     def words_offset(self, payload_bytes: int) -> int:
         """Where in a packet its words begin."""
-        return HEADER_BYTES + (payload_bytes == 3) + rans.STATE_BYTES * self.num_lanes
+        return prefix_bytes(payload_bytes) + rans.STATE_BYTES * self.num_lanes
 
 
 def nominal(magnitude, quantizer):
@@ -200,6 +200,11 @@ _FREQUENCY_SHAPE = (NUM_CLASSES, NUM_SCALES, 2, NUM_SYMBOLS)
 _CENTROID_SHAPE = (NUM_SCALES, 2, NUM_DIRECT)
 
 
+def prefix_bytes(payload_bytes: int) -> int:
+    """What stands before the states: the header, and a third byte of payload."""
+    return 2 if payload_bytes == 3 else 1
+
+
 def expect_payload_bytes(payload_bytes: int) -> None:
     if payload_bytes not in PAYLOAD_BYTES:
         raise ValueError(f"a payload has 0, 2 or 3 bytes, not {payload_bytes}")
@@ -208,6 +213,13 @@ def expect_payload_bytes(payload_bytes: int) -> None:
 def expect_lambda(lambda_: int) -> None:
     if not 0 <= lambda_ <= MAX_LAMBDA:
         raise ValueError(f"lambda_ is {lambda_}, not 0 to {MAX_LAMBDA} (1/4096 step² per bit)")
+
+
+def expect_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor, contiguous. Raises TypeError for another dtype."""
+    if tensor.dtype != dtype:
+        raise TypeError(f"expected a tensor of {dtype}, got {tensor.dtype}")
+    return tensor.contiguous()
 
 
 def _expect(array: np.ndarray, name: str, dtype: type, shape: tuple[int, ...]) -> None:

@@ -36,6 +36,7 @@ from sliceserve.kernels.calibrated.layout import (
     Fault,
     Tables,
     nominal,
+    prefix_bytes,
 )
 from sliceserve.kernels.rans.reference import INITIAL, TOTAL
 
@@ -71,12 +72,12 @@ def encode(
 ) -> tuple[list[bytes], torch.Tensor]:
     """Packets and reconstructed rows, as the package's ``encode``."""
     for t, row in enumerate(y64.tolist()):
+        if not 0 <= payloads[t] < 1 << 8 * payload_bytes:
+            raise CalibratedError(Fault.PAYLOAD, t)
         if max(map(abs, row)) > MAX_INPUT:
             raise CalibratedError(Fault.INPUT, t)
         if points[t] >= NUM_POINTS:
             raise CalibratedError(Fault.POINT, t)
-        if not 0 <= payloads[t] < 1 << 8 * payload_bytes:
-            raise CalibratedError(Fault.PAYLOAD, t)
     levels, quantizers, classes = quantize(y64, points, tables, lambda_)
     packets = []
     reconstructed = torch.zeros(y64.shape, dtype=torch.int32)
@@ -87,7 +88,7 @@ def encode(
         )
         header = bytes([class_ << POINT_BITS | point]) + payload.to_bytes(3, "little")[2:]
         words = _push_all(components, class_, payload & 0xFFFF, tables)
-        packets.append(header[: 2 if payload_bytes == 3 else 1] + words)
+        packets.append(header[: prefix_bytes(payload_bytes)] + words)
         reconstructed[t] = torch.tensor([_value(*each, tables) for each in components])
     return packets, reconstructed
 
@@ -123,8 +124,8 @@ def class_of(row: Sequence[int], scales: Sequence[int], tables: Tables) -> int:
     total = 0
     for y, scale in zip(row, scales, strict=True):
         cut = min(abs(y), CLASS_CUT * int(SIGMAS[scale]))
-        total += cut * int(RECIPROCALS[scale]) >> CLASS_SHIFT
-    return int((tables.class_thresholds <= total).sum())
+        total += cut * int(RECIPROCALS[scale])
+    return int((tables.class_thresholds <= total >> CLASS_SHIFT).sum())
 
 
 def cost(y: int, level: int, scale: int, quantizer: int, class_: int, tables, lambda_: int) -> int:
