@@ -25,6 +25,15 @@ other end, which catches most damage to a stream.
     cumulate(freqs)                                     frequencies → starts, each and the total
     symbols_by_slot(starts)                             starts → the symbol at each of 4096 slots
 
+``fields`` codes what needs no table, and pushes a packet's symbols once all are noted. Of an
+encoder's symbols, ``starts`` and ``freqs`` (int64, long enough) hold the first ``count``.
+
+    note_field(starts, freqs, count, field, width)      w bits, all values alike → count
+    note_bit(starts, freqs, count, bit, freq)           a one with odds of freq in 4096 → count
+    push_noted(starts, freqs, count, payload, out, first)   all of them in → where the stream begins
+    pop_field(width, state, data, position, end)        → field, state, position
+    pop_bit(freq, state, data, position, end)           → bit, state, position
+
 ``reference`` says in Python's integers what a stream is.
 """
 
@@ -44,6 +53,7 @@ from sliceserve.kernels.rans.cpu import (
     slot,
     symbols_by_slot,
 )
+from sliceserve.kernels.rans.fields import note_bit, note_field, pop_bit, pop_field, push_noted
 
 __all__ = [
     "INITIAL",
@@ -55,9 +65,14 @@ __all__ = [
     "is_closed",
     "max_bytes",
     "normalise",
+    "note_bit",
+    "note_field",
     "open_stream",
     "pop",
+    "pop_bit",
+    "pop_field",
     "push",
+    "push_noted",
     "slot",
     "symbols_by_slot",
 ]

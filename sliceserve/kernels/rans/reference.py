@@ -23,6 +23,29 @@ def encode(intervals: Sequence[tuple[int, int]], payload: int = 0) -> bytes:
     )
 
 
+class Encoder:
+    """Notes symbols in the order in which ``Decoder`` pops them."""
+
+    def __init__(self) -> None:
+        self._intervals: list[tuple[int, int]] = []
+
+    def symbol(self, start: int, freq: int) -> None:
+        self._intervals.append((start, freq))
+
+    def field(self, width: int, value: int) -> None:
+        """``width`` bits, all values alike; of no bits nothing."""
+        if width:
+            self.symbol(value << 12 - width, 4096 >> width)
+
+    def bit(self, freq: int, value: int) -> None:
+        """A one has ``freq`` of the slots; what is certain is nothing."""
+        if 0 < freq < 4096:
+            self.symbol(*((0, freq) if value else (freq, 4096 - freq)))
+
+    def stream(self, payload: int = 0) -> bytes:
+        return encode(self._intervals, payload)
+
+
 class Decoder:
     """Pops the symbols of a stream. Raises ValueError where no encoder wrote it."""
 
@@ -43,6 +66,19 @@ class Decoder:
             if not self._words or len(self._words[0]) < 2:
                 raise ValueError("the stream ends before its symbols do")
             self._state = self._state << 16 | int.from_bytes(self._words.pop(0), "little")
+
+    def field(self, width: int) -> int:
+        value = self.slot >> 12 - width
+        if width:
+            self.pop(value << 12 - width, 4096 >> width)
+        return value
+
+    def bit(self, freq: int) -> int:
+        if freq in (0, 4096):
+            return freq // 4096
+        value = int(self.slot < freq)
+        self.pop(*((0, freq) if value else (freq, 4096 - freq)))
+        return value
 
     def close(self) -> int:
         """The payload, once all symbols are popped."""

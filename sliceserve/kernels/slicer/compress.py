@@ -7,8 +7,7 @@ byte.
 import numpy as np
 from numba import njit
 
-from sliceserve.kernels import rans
-from sliceserve.kernels.rans import TOTAL, TOTAL_BITS
+from sliceserve.kernels.rans import TOTAL, TOTAL_BITS, note_bit, note_field, push_noted
 from sliceserve.kernels.slicer.fields import get, read_survivors
 from sliceserve.kernels.slicer.layout import (
     BLOCK_BITS,
@@ -53,21 +52,15 @@ def _code_rows(rows, lengths, hidden_size, coded, begins):
     """Fill the ends of ``coded`` up to ``lengths``; ``begins`` is 0 where raw is as short."""
     for t in range(lengths.size):
         starts, freqs, payload = _symbols(rows[t], hidden_size)
-        state = rans.INITIAL + payload
-        position = lengths[t]
-        # Header and state must follow, and one byte be saved.
-        first_position = 1 + _HEADER_BYTES + rans.STATE_BYTES
-        r = starts.size - 1
-        while r >= 0 and position >= first_position:
-            state, position = rans.push(state, starts[r], freqs[r], coded[t], position)
-            r -= 1
-        if r >= 0 or position < first_position:
-            begins[t] = 0
-            continue
-        position = rans.finish(state, coded[t], position) - _HEADER_BYTES
-        coded[t, position : position + _HEADER_BYTES] = rows[t, :_HEADER_BYTES]
-        coded[t, position] |= CODED
-        begins[t] = position
+        # The header stands in front, and one byte must be saved.
+        begin = push_noted(
+            starts, freqs, starts.size, payload, coded[t, : lengths[t]], 1 + _HEADER_BYTES
+        )
+        begins[t] = max(begin - _HEADER_BYTES, 0)
+        if begin > 0:
+            header = coded[t, begin - _HEADER_BYTES : begin]
+            header[:] = rows[t, :_HEADER_BYTES]
+            header[0] |= CODED
 
 
 @njit(cache=True, nogil=True)
@@ -92,24 +85,24 @@ def _symbols(data, hidden_size):
     for i in range(hidden_size):
         survives = r < num_kept and index[r] == i
         freq = share(num_kept - r, hidden_size - i)
-        count = _note_bit(starts, freqs, count, survives, freq)
+        count = note_bit(starts, freqs, count, survives, freq)
         if not survives:
             continue
         node = 1
         for level in range(log2_blocks - 1, -1, -1):
             upper = (block[r] >> level) & 1
             freq = share(room[2 * node + 1], room[node])
-            count = _note_bit(starts, freqs, count, upper, freq)
+            count = note_bit(starts, freqs, count, upper, freq)
             room[node] -= 1
             node = 2 * node + upper
         room[node] -= 1
-        count = _note_field(starts, freqs, count, negative[r], 1)
+        count = note_field(starts, freqs, count, negative[r], 1)
         width = get(data, HEADER_BITS + BLOCK_BITS * block[r], 4)
         num_skewed = min(skew[block[r]], width)
         for place in range(num_skewed):
             bit = (code[r] >> (width - 1 - place)) & 1
-            count = _note_bit(starts, freqs, count, bit, ODDS[entry(skew[block[r]], place)])
-        count = _note_field(starts, freqs, count, code[r], width - num_skewed)
+            count = note_bit(starts, freqs, count, bit, ODDS[entry(skew[block[r]], place)])
+        count = note_field(starts, freqs, count, code[r], width - num_skewed)
         r += 1
     return starts[:count], freqs[:count], get(data, HEADER_BITS + 20, 16)
 
@@ -167,9 +160,9 @@ def _note_blocks(starts, freqs, data, num_blocks, skew):
         lo = get(data, position + 4, 16)
         hi = get(data, position + 20, 16)
         position += BLOCK_BITS
-        count = _note_field(starts, freqs, count, width, 4)
+        count = note_field(starts, freqs, count, width, 4)
         if width > 1:
-            count = _note_field(starts, freqs, count, skew[j], 4)
+            count = note_field(starts, freqs, count, skew[j], 4)
         count = _note_number(starts, freqs, count, hi - lo)
         if j < num_blocks - 1:
             count = _note_number(starts, freqs, count, lo + 1 - get(data, position + 20, 16))
@@ -181,27 +174,7 @@ def _note_number(starts, freqs, count, number):
     length = 0
     while number >> length > 0:
         length += 1
-    count = _note_field(starts, freqs, count, length, 4)
+    count = note_field(starts, freqs, count, length, 4)
     for place in range(length - 2, -1, -1):
-        count = _note_field(starts, freqs, count, number >> place, 1)
+        count = note_field(starts, freqs, count, number >> place, 1)
     return count
-
-
-@njit(forceinline=True)
-def _note_field(starts, freqs, count, field, width):
-    """The low ``width`` bits, 0 to 12, all values alike."""
-    if width == 0:
-        return count
-    starts[count] = (field & ((1 << width) - 1)) << (TOTAL_BITS - width)
-    freqs[count] = TOTAL >> width
-    return count + 1
-
-
-@njit(forceinline=True)
-def _note_bit(starts, freqs, count, bit, freq):
-    """A bit that is one with probability freq / 4096; nothing where that makes it certain."""
-    if freq == 0 or freq == TOTAL:
-        return count
-    starts[count] = 0 if bit else freq
-    freqs[count] = freq if bit else TOTAL - freq
-    return count + 1

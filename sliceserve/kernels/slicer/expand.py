@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from sliceserve.kernels import rans
-from sliceserve.kernels.rans import TOTAL, TOTAL_BITS
+from sliceserve.kernels.rans import pop_bit, pop_field
 from sliceserve.kernels.slicer.fields import block_end, get, index_bits, put
 from sliceserve.kernels.slicer.layout import (
     BLOCK_BITS,
@@ -111,7 +111,7 @@ def _expand_row(data, start, end, hidden_size, blocks, words, raw_start):
     r = 0
     for i in range(hidden_size):
         freq = share(num_kept - r, hidden_size - i)
-        survives, state, position = _pop_bit(freq, state, data, position, end)
+        survives, state, position = pop_bit(freq, state, data, position, end)
         if not survives:
             continue
         if is_list:
@@ -121,21 +121,21 @@ def _expand_row(data, start, end, hidden_size, blocks, words, raw_start):
         node = 1
         for _ in range(log2_blocks):
             freq = share(room[2 * node + 1], room[node])
-            upper, state, position = _pop_bit(freq, state, data, position, end)
+            upper, state, position = pop_bit(freq, state, data, position, end)
             room[node] -= 1
             node = 2 * node + upper
         room[node] -= 1
         block = node - num_blocks
-        negative, state, position = _pop_field(1, state, data, position, end)
+        negative, state, position = pop_field(1, state, data, position, end)
         put(words, tags + r * (1 + log2_blocks), block << 1 | negative)
         width, skew = blocks[block, 0], blocks[block, 3]
         num_skewed = min(skew, width)
         code = np.int64(0)
         for place in range(num_skewed):
             freq = ODDS[entry(skew, place)]
-            bit, state, position = _pop_bit(freq, state, data, position, end)
+            bit, state, position = pop_bit(freq, state, data, position, end)
             code = code << 1 | bit
-        rest, state, position = _pop_field(width - num_skewed, state, data, position, end)
+        rest, state, position = pop_field(width - num_skewed, state, data, position, end)
         put(words, codes, code << (width - num_skewed) | rest)
         codes += width
         r += 1
@@ -172,9 +172,9 @@ def _pop_blocks(data, start, end, num_blocks, blocks):
     state, position = rans.open_stream(data, start + _HEADER_BYTES, end)
     for j in range(num_blocks):
         blocks[j] = 0
-        blocks[j, 0], state, position = _pop_field(4, state, data, position, end)
+        blocks[j, 0], state, position = pop_field(4, state, data, position, end)
         if blocks[j, 0] > 1:
-            blocks[j, 3], state, position = _pop_field(4, state, data, position, end)
+            blocks[j, 3], state, position = pop_field(4, state, data, position, end)
         blocks[j, 1], state, position = _pop_number(state, data, position, end)
         if j < num_blocks - 1:
             blocks[j, 2], state, position = _pop_number(state, data, position, end)
@@ -183,29 +183,9 @@ def _pop_blocks(data, start, end, num_blocks, blocks):
 
 @njit(cache=True, nogil=True)
 def _pop_number(state, data, position, end):
-    length, state, position = _pop_field(4, state, data, position, end)
+    length, state, position = pop_field(4, state, data, position, end)
     number = np.int64(length > 0)
     for _ in range(length - 1):
-        bit, state, position = _pop_field(1, state, data, position, end)
+        bit, state, position = pop_field(1, state, data, position, end)
         number = number << 1 | bit
     return number, state, position
-
-
-@njit(forceinline=True)
-def _pop_field(width, state, data, position, end):
-    if width == 0:
-        return np.int64(0), state, position
-    field = rans.slot(state) >> (TOTAL_BITS - width)
-    start = field << (TOTAL_BITS - width)
-    state, position = rans.pop(state, start, TOTAL >> width, data, position, end)
-    return field, state, position
-
-
-@njit(forceinline=True)
-def _pop_bit(freq, state, data, position, end):
-    if freq == 0 or freq == TOTAL:
-        return np.int64(freq == TOTAL), state, position
-    bit = np.int64(rans.slot(state) < freq)
-    start = np.int64(0) if bit else freq
-    state, position = rans.pop(state, start, freq if bit else TOTAL - freq, data, position, end)
-    return bit, state, position

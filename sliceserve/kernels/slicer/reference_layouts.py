@@ -88,61 +88,33 @@ def _read_raw(packet: bytes, hidden_size: int) -> Fields:
     return fields
 
 
-class _Writer:
-    """Symbols as intervals of 4096 slots; what is certain is none."""
-
-    def __init__(self) -> None:
-        self.intervals: list[tuple[int, int]] = []
-
-    def bit(self, freq: int, value: int) -> None:
-        if 0 < freq < 4096:
-            self.intervals.append((0, freq) if value else (freq, 4096 - freq))
-
-    def field(self, width: int, value: int) -> None:
-        if width:
-            self.intervals.append((value << 12 - width, 4096 >> width))
-
-    def number(self, value: int) -> None:
-        self.field(4, value.bit_length())
-        for place in reversed(range(value.bit_length() - 1)):
-            self.field(1, value >> place & 1)
+def _write_number(writer: rans.Encoder, value: int) -> None:
+    writer.field(4, value.bit_length())
+    for place in reversed(range(value.bit_length() - 1)):
+        writer.field(1, value >> place & 1)
 
 
-class _Reader(rans.Decoder):
-    def bit(self, freq: int) -> int:
-        if freq in (0, 4096):
-            return freq // 4096
-        value = int(self.slot < freq)
-        self.pop(*((0, freq) if value else (freq, 4096 - freq)))
-        return value
-
-    def field(self, width: int) -> int:
-        value = self.slot >> 12 - width
-        if width:
-            self.pop(value << 12 - width, 4096 >> width)
-        return value
-
-    def number(self) -> int:
-        length = self.field(4)
-        value = int(length > 0)
-        for _ in range(length - 1):
-            value = value << 1 | self.field(1)
-        return value
+def _read_number(reader: rans.Decoder) -> int:
+    length = reader.field(4)
+    value = int(length > 0)
+    for _ in range(length - 1):
+        value = value << 1 | reader.field(1)
+    return value
 
 
 def _write_coded(fields: Fields, hidden_size: int) -> bytes:
     num_kept, num_blocks = len(fields.kept), len(fields.blocks)
     header = bytes([FORMAT_VERSION << 4 | CODED | fields.log2_blocks])
     header += num_kept.to_bytes(2, "little")
-    writer = _Writer()
+    writer = rans.Encoder()
     skews = [_skew(fields, j) for j in range(num_blocks)]
     for j, (width, lo, hi) in enumerate(fields.blocks):
         writer.field(4, width)
         if width > 1:
             writer.field(4, skews[j])
-        writer.number(hi - lo)
+        _write_number(writer, hi - lo)
         if j + 1 < num_blocks:
-            writer.number(lo + 1 - fields.blocks[j + 1][2])
+            _write_number(writer, lo + 1 - fields.blocks[j + 1][2])
 
     sizes = _block_sizes(num_kept, num_blocks)
     survivors = iter(zip(fields.kept, fields.block, fields.negative, fields.code, strict=True))
@@ -165,19 +137,19 @@ def _write_coded(fields: Fields, hidden_size: int) -> bytes:
         rest = max(width - skews[block], 0)
         writer.field(rest, code & ((1 << rest) - 1))
         index, block, negative, code = next(survivors, (hidden_size, 0, 0, 0))
-    return header + rans.encode(writer.intervals, fields.blocks[0][2])
+    return header + writer.stream(fields.blocks[0][2])
 
 
 def _read_coded(packet: bytes, hidden_size: int) -> Fields:
     num_blocks = 1 << (packet[0] & 7)
     num_kept = int.from_bytes(packet[1:3], "little")
-    reader = _Reader(packet[3:])
+    reader = rans.Decoder(packet[3:])
     widths, skews, spans, gaps = [], [], [], []
     for j in range(num_blocks):
         widths.append(reader.field(4))
         skews.append(reader.field(4) if widths[j] > 1 else 0)
-        spans.append(reader.number())
-        gaps.append(reader.number() if j + 1 < num_blocks else 0)
+        spans.append(_read_number(reader))
+        gaps.append(_read_number(reader) if j + 1 < num_blocks else 0)
 
     fields = Fields([])
     sizes = _block_sizes(num_kept, num_blocks)
