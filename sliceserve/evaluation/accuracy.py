@@ -11,17 +11,19 @@ import torch
 from sliceserve.evaluation.coding import Traffic
 from sliceserve.evaluation.generation import Channel, generate
 from sliceserve.evaluation.model import WholeModel
-from sliceserve.evaluation.points import Point, Sweep, choose_points, run_coded
+from sliceserve.evaluation.points import Point, Sweep, choose_on_sample, run_coded
 from sliceserve.evaluation.progress import Progress, silent
-from sliceserve.evaluation.prompts import Prompt, grouped, shared
-from sliceserve.evaluation.scoring import Likelihood, Question, likelihoods, tokenize_pair
+from sliceserve.evaluation.prompts import Prompt
+from sliceserve.evaluation.scoring import (
+    Likelihood,
+    Question,
+    in_blocks,
+    likelihoods,
+    tokenize_pair,
+)
 from sliceserve.evaluation.states import capture
 from sliceserve.evaluation.tasks import ChoiceItem, GenerationItem, Task
 
-# Rows whose states are held at a time, for every cut.
-_ROWS_PER_BLOCK = 16384
-# Rows on which settings are chosen for a budget.
-_SAMPLE_ROWS = 8192
 _TEXTS_AT_A_TIME = 16
 # Two-sided, 95 % of a normal distribution.
 _Z = 1.96
@@ -57,13 +59,11 @@ def task_accuracy(
     texts = [item for item in items if isinstance(item, GenerationItem)]
     if choices:
         questions = [_question(model, item) for item in choices]
-        sample = _sample([question.prompt for question in questions])
-        points = _points(model, sample, sweep, progress)
+        points = choose_on_sample(model, [q.prompt for q in questions], sweep, progress)
         uncut, coded = _choose(model, choices, questions, points, sweep, progress)
     else:
         prompts = [model.tokenizer.encode(item.prompt) for item in texts]
-        sample = [shared([prompt.rows for prompt in _sample(list(map(Prompt, prompts)))])]
-        points = _points(model, sample, sweep, progress)
+        points = choose_on_sample(model, list(map(Prompt, prompts)), sweep, progress)
         uncut = _write(model, texts, prompts, None, task.name, progress)
         coded = [
             _write(model, texts, prompts, _channel(model, point, sweep), task.name, progress)
@@ -122,10 +122,8 @@ def _choose(
     """All points share what the head computes; blocks of items bound the memory for it."""
     uncut, coded = _Scored(), [_Scored() for _ in points]
     last = model.spec.num_layers
-    start = 0
-    for _, prompts in grouped([question.prompt for question in questions], _ROWS_PER_BLOCK):
-        here = slice(start, start + len(prompts))
-        start = here.stop
+    for here in in_blocks(questions):
+        prompts = [question.prompt for question in questions[here]]
         states = capture(model, prompts, [*(point.cut for point in points), last], progress)
         uncut.metrics += _score(model, items[here], questions[here], states[last])
         for point, scored in zip(points, coded, strict=True):
@@ -187,17 +185,3 @@ def _question(model: WholeModel, item: ChoiceItem) -> Question:
     # Where a long choice has pushed out the context's beginning, it is pushed out for all.
     context = min((context for context, _ in pairs), key=len)
     return Question(context, [continuation for _, continuation in pairs])
-
-
-def _points(
-    model: WholeModel, sample: Sequence[Prompt], sweep: Sweep, progress: Progress
-) -> list[Point]:
-    # Without a budget nothing is chosen.
-    states = capture(model, sample, sweep.cuts, progress) if sweep.budgets else {}
-    return choose_points(model, sample, states, sweep)
-
-
-def _sample(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts from all over the task, of ``_SAMPLE_ROWS`` rows or a prompt more."""
-    num_rows = sum(prompt.num_rows for prompt in prompts)
-    return list(prompts[:: max(1, num_rows // _SAMPLE_ROWS)])

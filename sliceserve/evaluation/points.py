@@ -14,6 +14,10 @@ from sliceserve.evaluation.model import WholeModel
 from sliceserve.evaluation.progress import Progress
 from sliceserve.evaluation.prompts import Prompt
 from sliceserve.evaluation.rates import finest, settings_in_force
+from sliceserve.evaluation.states import capture
+
+# Rows on which settings are chosen for a budget, where there are more.
+_SAMPLE_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,8 @@ def choose_points(
     model: WholeModel, prompts: Sequence[Prompt], states: dict[int, torch.Tensor], sweep: Sweep
 ) -> list[Point]:
     """The operating points of ``sweep``, each once. ``states`` are what enters each cut, the rows
-    of ``prompts``. Raises EvaluationError for a budget that a codec cannot keep."""
+    of ``prompts``; both matter for budgets alone. Raises EvaluationError for a budget that a codec
+    cannot keep."""
     size = model.spec.hidden_size
 
     def rate(config: CodecConfig, cut: int) -> float:
@@ -67,6 +72,17 @@ def choose_points(
             configs = [finest(codec, b, size, partial(rate, cut=cut)) for b in sweep.budgets]
         chosen += (Point(cut, config) for config in configs)
     return list(dict.fromkeys(chosen))
+
+
+def choose_on_sample(
+    model: WholeModel, prompts: Sequence[Prompt], sweep: Sweep, progress: Progress
+) -> list[Point]:
+    """``choose_points`` for prompts too many to hold their states: on some from all over them."""
+    if not sweep.budgets:
+        return choose_points(model, [], {}, sweep)
+    num_rows = sum(prompt.num_rows for prompt in prompts)
+    sample = prompts[:: max(1, num_rows // _SAMPLE_ROWS)]
+    return choose_points(model, sample, capture(model, sample, sweep.cuts, progress), sweep)
 
 
 def run_coded(

@@ -1,15 +1,17 @@
 """Log-likelihoods of continuations, as lm-evaluation-harness defines them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from sliceserve.evaluation.model import WholeModel
-from sliceserve.evaluation.prompts import Prompt
+from sliceserve.evaluation.prompts import Prompt, grouped
 from sliceserve.models.tokenizer import Tokenizer
 
 _ROWS_OF_LOGITS = 128
+# Rows whose hidden states are held at a time, for every cut.
+_ROWS_PER_BLOCK = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,14 @@ def fit(
     """A pair of which no more than ``max_length`` tokens, all but the last, must be computed."""
     num_over = len(context) + len(continuation) - 1 - max_length
     return (context[num_over:] if num_over > 0 else context), continuation
+
+
+def in_blocks(questions: Sequence[Question]) -> Iterator[slice]:
+    """Where questions lie of which few enough come at a time to hold their hidden states."""
+    start = 0
+    for _, prompts in grouped([question.prompt for question in questions], _ROWS_PER_BLOCK):
+        yield slice(start, start + len(prompts))
+        start += len(prompts)
 
 
 def likelihoods(

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from sliceserve.configs import CodecConfig, SlicerConfig
-from sliceserve.evaluation import accuracy
+from sliceserve.evaluation import scoring
 from sliceserve.evaluation.accuracy import task_accuracy
 from sliceserve.evaluation.points import Sweep
 from sliceserve.evaluation.tasks import NUM_SHOTS, TASKS
@@ -55,7 +55,7 @@ def test_a_bad_codec_answers_otherwise(whole, folder, monkeypatch):
     _, result = task_accuracy(whole, TASKS["piqa"], folder, None, sweep)
     assert result["metrics"]["acc"]["ci95"] > 0
     # Blocks bound the memory and nothing else.
-    monkeypatch.setattr(accuracy, "_ROWS_PER_BLOCK", 100)
+    monkeypatch.setattr(scoring, "_ROWS_PER_BLOCK", 100)
     in_blocks = task_accuracy(whole, TASKS["piqa"], folder, None, sweep)[1]
     assert in_blocks == result
 
