@@ -1,9 +1,12 @@
 """Everything that one engine needs to start."""
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from sliceserve.configs.model import CacheConfig, LayerConfig, ModelConfig
-from sliceserve.configs.validation import expect
+from sliceserve.configs.validation import expect, expect_one_of
+
+ProfilesMode = Literal["auto", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +40,17 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """One engine over a range of layers: a head, a tail or a whole model."""
+    """One engine over a range of layers: a head, a tail or a whole model.
+
+    ``profiles`` "auto" offers the calibrated codec at every cut; the first start of a model makes
+    its profiles, which takes minutes. "off" offers the codecs that need none.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     layers: LayerConfig = field(default_factory=LayerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    profiles: ProfilesMode = "auto"
+
+    def __post_init__(self) -> None:
+        expect_one_of("profiles", get_args(ProfilesMode), self.profiles)

@@ -1,12 +1,16 @@
 """From settings to a loaded engine."""
 
+from pathlib import Path
+
 import torch
 
+from sliceserve.codec.base import Codec
 from sliceserve.codec.registry import build_codec, known_codecs
 from sliceserve.configs import CodecConfig, EngineConfig, LayerConfig, ModelConfig
 from sliceserve.engine.engine import Engine
 from sliceserve.engine.kv_cache import KVCache, num_blocks_that_fit, plan_segments
-from sliceserve.engine.messages import EngineInfo
+from sliceserve.engine.messages import EngineInfo, packet_codec
+from sliceserve.engine.profiles import Tell, encoder_for_profile, offered_profiles
 from sliceserve.engine.runner import Runner
 from sliceserve.models.decoder import Decoder
 from sliceserve.models.errors import ModelError
@@ -16,8 +20,14 @@ from sliceserve.scheduler.blocks import BlockManager, Segment
 from sliceserve.scheduler.scheduler import Scheduler
 
 
-def build_engine(config: EngineConfig, codec: CodecConfig | None = None) -> Engine:
-    """Load the layers and lay out the cache. ``codec`` encodes what leaves a head; heads need one.
+def build_engine(
+    config: EngineConfig,
+    codec: CodecConfig | None = None,
+    profile: str | None = None,
+    tell: Tell = lambda sentence: None,
+) -> Engine:
+    """Load the layers and lay out the cache. ``codec`` encodes what leaves a head; ``profile`` is
+    the digest of the one in the store that it needs, if it does. ``tell`` hears what takes long.
 
     Raises ModelError for a model that cannot be served as asked.
     """
@@ -33,6 +43,8 @@ def build_engine(config: EngineConfig, codec: CodecConfig | None = None) -> Engi
         )
     is_head = stop < spec.num_layers
     cuts = [] if is_head else offered_cuts(config.layers, spec.num_layers)
+    # Before the layers, which take the memory that making profiles needs.
+    offered = offered_profiles(path, cuts, tell) if cuts and config.profiles == "auto" else []
     decoder = Decoder.load(path, spec, first, stop, dtype, device)
     num_blocks = num_blocks_that_fit(config.cache, spec, stop - first, dtype, device)
     segments = [Segment(a, b, num_blocks) for a, b in plan_segments(first, stop, cuts)]
@@ -51,7 +63,8 @@ def build_engine(config: EngineConfig, codec: CodecConfig | None = None) -> Engi
         stop_layer=stop,
         cuts=cuts,
         thin=first == 0 and not is_head,
-        codecs=known_codecs(),
+        codecs=[*dict.fromkeys(offer.info.codec for offer in offered), *known_codecs()],
+        profiles=[offer.info for offer in offered],
         eos_token_ids=list(spec.eos_token_ids),
     )
     runner = Runner(
@@ -60,7 +73,10 @@ def build_engine(config: EngineConfig, codec: CodecConfig | None = None) -> Engi
         segments,
         block_size,
         max_rows=config.scheduler.max_tokens_per_step,
-        encoder=build_codec(codec or CodecConfig(), spec.hidden_size) if is_head else None,
+        encoder=_encoder(codec or CodecConfig(), path, spec, stop, profile) if is_head else None,
+        codecs={
+            packet_codec(offer.info.codec, offer.info.digest): offer.codec for offer in offered
+        },
     )
     runner.warm_up()
     scheduler = Scheduler(
@@ -86,6 +102,14 @@ def offered_cuts(layers: LayerConfig, num_layers: int) -> list[int]:
                 f"enter at layers {max(1, first)} to {num_layers - 1}"
             )
     return sorted(set(layers.cuts))
+
+
+def _encoder(
+    config: CodecConfig, path: Path, spec: ModelSpec, cut: int, profile: str | None
+) -> Codec:
+    if config.name == "calibrated":
+        return encoder_for_profile(path, cut, profile, config)
+    return build_codec(config, spec.hidden_size)
 
 
 def pick_device(model: ModelConfig) -> torch.device:

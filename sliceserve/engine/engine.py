@@ -201,10 +201,11 @@ class Engine:
                 f"rows cannot enter at layer {command.entry_layer}; this engine offers "
                 f"{', '.join(map(str, offered))}",
             )
-        if command.entry_layer > 0 and command.codec not in info.codecs:
+        codecs = info.packet_codecs(command.entry_layer)
+        if command.entry_layer > 0 and command.codec not in codecs:
             raise RequestRefused(
                 "unsupported_codec",
-                f"codec {command.codec!r} is not known here; known are {', '.join(info.codecs)}",
+                f"codec {command.codec!r} is not known here; known are {', '.join(codecs)}",
             )
         for token_id in (*command.prompt, *command.outputs):
             if not 0 <= token_id < info.vocab_size:

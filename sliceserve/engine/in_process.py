@@ -19,12 +19,16 @@ _PEER: Peer = b""
 
 
 class InProcessEngine(EngineStreams):
-    """Heads, tests and small tools use this one. ``codec`` encodes what leaves a head."""
+    """Heads, tests and small tools use this one. ``codec`` and ``profile`` are a head's, as in
+    `build_engine`."""
 
-    def __init__(self, config: EngineConfig, codec: CodecConfig | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, codec: CodecConfig | None = None, profile: str | None = None
+    ) -> None:
         super().__init__()
         self._config = config
         self._codec = codec
+        self._profile = profile
         self._mailbox = _QueueMailbox(self._receive_answers)
         self._thread = threading.Thread(target=self._run, name="sliceserve-engine", daemon=True)
 
@@ -46,7 +50,7 @@ class InProcessEngine(EngineStreams):
 
     def _run(self) -> None:
         try:
-            run_loop(build_engine(self._config, self._codec), self._mailbox)
+            run_loop(build_engine(self._config, self._codec, self._profile), self._mailbox)
         except Exception as error:
             # The last line of defence: whatever ended the engine, its callers must hear of it.
             logger.debug("the engine ended", exc_info=True)

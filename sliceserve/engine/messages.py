@@ -17,7 +17,8 @@ class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     tokens already sampled (elsewhere, or before a cut of the line): their positions follow the
     prompt's. They count against ``max_tokens`` and are known to the caller, so are not reported
     again. With ``entry_layer`` 0 ``prompt`` holds the prompt's ``num_prompt`` token ids; above 0 it
-    is empty and inputs come by ``AppendPackets``, under ``codec``.
+    is empty and inputs come by ``AppendPackets``, under ``codec``: a wire id, or the
+    ``packet_codec`` of one that has a profile.
 
     A head (an engine below the model's last layer) samples nothing: rows come back as packets, and
     tokens after the prompt come by ``AppendTokens``.
@@ -102,12 +103,29 @@ class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     retry_after_s: float | None = None
 
 
+def packet_codec(codec: str, profile: str | None) -> str:
+    """What packets are coded under: the wire id, and the digest of its profile if it has one."""
+    return codec if profile is None else f"{codec}@{profile}"
+
+
+class ProfileInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A profile of ``codec`` (a wire id) for packets that enter at ``cut``. They carry no token
+    ids where its ``predictor`` is "none". ``num_bytes`` of a file with the sha256 ``digest``."""
+
+    codec: str
+    cut: int
+    predictor: str
+    digest: str
+    num_bytes: int
+
+
 class EngineInfo(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What an engine serves; fixed for its life.
 
     ``model_path`` is the folder with config.json and tokenizer.json; ``fingerprint`` a hash over
     configuration and weights. ``cuts`` are the entry layers open to split clients; ``thin`` says
-    whether layer 0 is here too.
+    whether layer 0 is here too. ``codecs`` are wire ids, the preferred first; those that need a
+    profile are offered where ``profiles`` has one.
     """
 
     model: str
@@ -124,7 +142,23 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     cuts: list[int]
     thin: bool
     codecs: list[str]
+    profiles: list[ProfileInfo] = []
     eos_token_ids: list[int]
+
+    def profile(self, codec: str, cut: int, hide_tokens: bool) -> ProfileInfo | None:
+        """The profile for packets of ``codec`` that enter at ``cut``."""
+        for profile in self.profiles:
+            hides_tokens = profile.predictor == "none"
+            if (profile.codec, profile.cut, hides_tokens) == (codec, cut, hide_tokens):
+                return profile
+        return None
+
+    def packet_codecs(self, cut: int) -> list[str]:
+        """What packets that enter at ``cut`` may be coded under."""
+        with_profile = {profile.codec for profile in self.profiles}
+        names = [codec for codec in self.codecs if codec not in with_profile]
+        here = [profile for profile in self.profiles if profile.cut == cut]
+        return names + [packet_codec(profile.codec, profile.digest) for profile in here]
 
 
 class SegmentStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -96,6 +96,7 @@ async def make_engine(model_path):
                 layers=LayerConfig(stop=stop, cuts=(1, 3, 5)),
                 cache=CacheConfig(num_tokens=2048),
                 scheduler=SchedulerConfig(**scheduler),
+                profiles="off",
             )
             engine = InProcessEngine(config, CodecConfig(name="float32"))
             await engine.start()

@@ -41,6 +41,7 @@ def server_config(model, **changes):
             model=ModelConfig(model=str(model), dtype="float32", device="cpu"),
             layers=LayerConfig(cuts=(1, 3, 5)),
             cache=CacheConfig(num_tokens=2048),
+            profiles="off",
         ),
         port=0,
         served_model_name="tiny",

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 
@@ -29,7 +30,12 @@ class SplitServer:
 
 @asynccontextmanager
 async def split_server(
-    path: str, first: int = 1, port: int = 0, api_keys: tuple[str, ...] = (), **scheduler: int
+    path: str,
+    first: int = 1,
+    port: int = 0,
+    api_keys: tuple[str, ...] = (),
+    profiles: Literal["auto", "off"] = "off",
+    **scheduler: int,
 ) -> AsyncIterator[SplitServer]:
     """Layers from ``first`` on, in float32, with cuts 1, 3 and 5; ``port`` 0 takes a free one."""
     engine = InProcessEngine(
@@ -38,6 +44,7 @@ async def split_server(
             layers=LayerConfig(first=first, cuts=(1, 3, 5)),
             cache=CacheConfig(num_tokens=2048, block_size=8),
             scheduler=SchedulerConfig(**scheduler),
+            profiles=profiles,
         )
     )
     info = await engine.start()

@@ -67,6 +67,7 @@ def _engine_config(first=0, stop=None, cuts=None, **scheduler) -> EngineConfig:
         layers=LayerConfig(first=first, stop=stop, cuts=cuts),
         cache=CacheConfig(num_tokens=16384),
         scheduler=SchedulerConfig(**scheduler),
+        profiles="off",
     )
 
 

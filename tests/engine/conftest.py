@@ -74,6 +74,7 @@ def make_engine(tiny_model):
             layers=LayerConfig(first=first, stop=stop, cuts=cuts),
             cache=CacheConfig(num_tokens=num_tokens, block_size=8),
             scheduler=SchedulerConfig(**scheduler),
+            profiles="off",
         )
         made.append(build_engine(config, CodecConfig(name=codec)))
         return made[-1]

@@ -26,6 +26,7 @@ def config(tiny_model):
         model=ModelConfig(model=str(path), dtype="float32", device="cpu"),
         layers=LayerConfig(cuts=(1, 3)),
         cache=CacheConfig(num_tokens=512),
+        profiles="off",
     )
 
 
