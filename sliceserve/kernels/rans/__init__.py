@@ -24,6 +24,7 @@ other end, which catches most damage to a stream.
     normalise(counts)                                   counts → frequencies that add up to 4096
     cumulate(freqs)                                     frequencies → starts, each and the total
     symbols_by_slot(starts)                             starts → the symbol at each of 4096 slots
+    price(freq)                                         what a symbol costs, in 1/256 bits
 
 ``fields`` codes what needs no table, and pushes a packet's symbols once all are noted. Of an
 encoder's symbols, ``starts`` and ``freqs`` (int64, long enough) hold the first ``count``.
@@ -49,6 +50,7 @@ from sliceserve.kernels.rans.cpu import (
     normalise,
     open_stream,
     pop,
+    price,
     push,
     slot,
     symbols_by_slot,
@@ -71,6 +73,7 @@ __all__ = [
     "pop",
     "pop_bit",
     "pop_field",
+    "price",
     "push",
     "push_noted",
     "slot",

@@ -24,6 +24,14 @@ def max_bytes(num_symbols: int) -> int:
     return STATE_BYTES + 2 * num_symbols
 
 
+def price(freq: int) -> int:
+    """What a symbol of this frequency, 1 to 4096, costs in 1/256 bits, rounded up.
+
+    In integers, so that encoders that compare prices decide alike on every machine.
+    """
+    return 256 * TOTAL_BITS + 1 - (freq**256).bit_length()
+
+
 @njit(forceinline=True)
 def push(state, start, freq, out, position):
     """Encode the symbol whose slots are [start, start + freq), 1 <= freq <= 4096.

@@ -7,7 +7,7 @@ byte.
 import numpy as np
 from numba import njit
 
-from sliceserve.kernels.rans import TOTAL, TOTAL_BITS, note_bit, note_field, push_noted
+from sliceserve.kernels.rans import TOTAL, note_bit, note_field, price, push_noted
 from sliceserve.kernels.slicer.fields import get, read_survivors
 from sliceserve.kernels.slicer.layout import (
     BLOCK_BITS,
@@ -24,13 +24,8 @@ _HEADER_BYTES = HEADER_BITS // 8
 _NUMBER_BITS = 15
 
 
-def _price(freq: int) -> int:
-    """256 · log2(4096 / freq), rounded up, in integers."""
-    return 256 * TOTAL_BITS + 1 - (freq**256).bit_length()
-
-
 # What a zero and a one cost, for every entry of SKEWED.
-_PRICES = np.array([[_price(TOTAL - freq), _price(freq)] for freq in SKEWED])
+_PRICES = np.array([[price(TOTAL - freq), price(freq)] for freq in SKEWED])
 
 
 def shortest(rows: np.ndarray, lengths: np.ndarray, hidden_size: int) -> list[bytes]:
@@ -141,12 +136,12 @@ def _skews(data, block, code, num_blocks):
             continue
         least = 1 << 62
         for skew in range(MAX_SKEW + 1):
-            price = 0
+            cost = 0
             for place in range(width):
                 zero, one = _PRICES[entry(skew, place)]
-                price += ones[j, place] * one + (sizes[j] - ones[j, place]) * zero
-            if price < least:
-                least = price
+                cost += ones[j, place] * one + (sizes[j] - ones[j, place]) * zero
+            if cost < least:
+                least = cost
                 skews[j] = skew
     return skews
 
