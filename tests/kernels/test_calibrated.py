@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sliceserve.kernels import calibrated, rans
-from sliceserve.kernels.calibrated import CalibratedError, Tables, cpu, reference
+from sliceserve.kernels.calibrated import CalibratedError, Tables, reference
 
 hypothesis = pytest.importorskip("hypothesis")
 given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
@@ -66,14 +66,18 @@ def lists(tensors):
     return [tensor.tolist() for tensor in tensors]
 
 
-def assert_agrees(operation, y64, points, payloads, tables, lambda_, payload_bytes):
-    arguments = (y64, points, payloads, tables, lambda_, payload_bytes)
-    expected, expected_rows = reference.encode(*arguments)
-    packets, rows = operation.encode(*arguments)
+def assert_agrees(
+    y64, points, payloads, tables, lambda_, payload_bytes, operation=calibrated, device="cpu"
+):
+    rows = (y64, points, payloads)
+    settings = (tables, lambda_, payload_bytes)
+    expected, expected_rows = reference.encode(*rows, *settings)
+    packets, reconstructed = operation.encode(*(each.to(device) for each in rows), *settings)
     assert packets == expected
-    assert rows.tolist() == expected_rows.tolist()
-    decoded = operation.decode(packets, tables, payload_bytes)
-    assert lists(decoded) == lists((rows, points, payloads))
+    assert reconstructed.tolist() == expected_rows.tolist()
+    decoded = operation.decode(packets, tables, payload_bytes, device)
+    assert [each.device.type for each in decoded] == [device] * 3
+    assert lists(decoded) == lists((expected_rows, points, payloads))
     assert lists(reference.decode(packets, tables, payload_bytes)) == lists(decoded)
 
 
@@ -84,7 +88,7 @@ def test_cpu_writes_and_reads_as_the_reference(hidden_size, num_lanes, payload_b
     y64, points, payloads = rows_for(tables, 20)
     payloads &= (1 << 8 * payload_bytes) - 1
     for lambda_ in (0, LAMBDA, calibrated.MAX_LAMBDA):
-        assert_agrees(cpu, y64, points, payloads, tables, lambda_, payload_bytes)
+        assert_agrees(y64, points, payloads, tables, lambda_, payload_bytes)
 
 
 def test_cpu_quantizes_as_the_reference():
@@ -98,7 +102,18 @@ def test_cpu_quantizes_as_the_reference():
 
 def test_cpu_agrees_on_rows_of_a_model():
     tables = tables_with(576, base_scales=np.linspace(40, 8, 576).round())
-    assert_agrees(cpu, *rows_for(tables, 3), tables, LAMBDA, 3)
+    assert_agrees(*rows_for(tables, 3), tables, LAMBDA, 3)
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "num_lanes", "payload_bytes"), [(1, 1, 3), (16, 1, 2), (19, 4, 0), (12, 8, 3)]
+)
+def test_backend_writes_and_reads_as_the_reference(backend, hidden_size, num_lanes, payload_bytes):
+    tables = tables_with(hidden_size, num_lanes)
+    y64, points, payloads = rows_for(tables, 35)
+    payloads &= (1 << 8 * payload_bytes) - 1
+    operation = backend.load("calibrated")
+    assert_agrees(y64, points, payloads, tables, LAMBDA, payload_bytes, operation, backend.device)
 
 
 @given(
@@ -122,7 +137,7 @@ def test_any_row_agrees(hidden_size, num_lanes, seed, lambda_, data):
     y64 = torch.tensor([row], dtype=torch.int32)
     points = torch.tensor([point], dtype=torch.uint8)
     payloads = torch.tensor([payload], dtype=torch.int32)
-    assert_agrees(cpu, y64, points, payloads, tables, lambda_, 2)
+    assert_agrees(y64, points, payloads, tables, lambda_, 2)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -259,13 +274,17 @@ def test_settings_out_of_range_are_refused():
 @pytest.mark.parametrize(
     ("argument", "value"), [(0, 2**19 + 1), (0, -(2**31)), (1, 32), (2, 2**24), (2, -1)]
 )
-def test_names_the_row_that_cannot_be_encoded(argument, value):
-    tables = tables_with(8)
+def test_names_the_row_that_cannot_be_encoded(backend, argument, value):
+    tables = tables_with(4)
     rows = rows_for(tables, 4)
     rows[argument][2] = value
-    for encode in (calibrated.encode, reference.encode):
+    on_device = [each.to(backend.device) for each in rows]
+    for encode, arguments in (
+        (reference.encode, rows),
+        (backend.load("calibrated").encode, on_device),
+    ):
         with pytest.raises(CalibratedError) as caught:
-            encode(*rows, tables, LAMBDA, 3)
+            encode(*arguments, tables, LAMBDA, 3)
         assert caught.value.index == 2
 
 
@@ -280,13 +299,14 @@ def test_a_row_of_a_batch_is_the_row_alone():
         assert torch.equal(calibrated.decode([packet], tables, 3)[0][0], rows[t])
 
 
-def test_no_rows():
+def test_no_rows(backend):
     tables = tables_with(8)
-    y64, points, payloads = (each[:0] for each in rows_for(tables, 1))
-    packets, rows = calibrated.encode(y64, points, payloads, tables, LAMBDA, 3)
+    y64, points, payloads = (each[:0].to(backend.device) for each in rows_for(tables, 1))
+    operation = backend.load("calibrated")
+    packets, rows = operation.encode(y64, points, payloads, tables, LAMBDA, 3)
     assert packets == [] and rows.shape == (0, 8)
-    assert calibrated.decode([], tables, 3)[0].shape == (0, 8)
-    assert calibrated.quantize(y64, points, tables, LAMBDA)[0].shape == (0, 8)
+    assert operation.decode([], tables, 3, backend.device)[0].shape == (0, 8)
+    assert calibrated.quantize(y64.cpu(), points.cpu(), tables, LAMBDA)[0].shape == (0, 8)
 
 
 def assert_value_or_refusal(packet, tables, payload_bytes):
@@ -329,14 +349,51 @@ def test_any_bytes_are_a_row_or_refused(packet, num_lanes, payload_bytes):
     assert_value_or_refusal(packet, tables_with(7, num_lanes), payload_bytes)
 
 
-def test_names_the_packet_that_is_bad():
-    tables = tables_with(24)
+def flipped_until(message, packet, tables):
+    """The packet with the first bit flipped for which the reference refuses it so."""
+    for bit in range(16, 8 * len(packet)):
+        damaged = bytearray(packet)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            reference.decode([bytes(damaged)], tables, 3)
+        except CalibratedError as error:
+            if message in str(error):
+                return bytes(damaged)
+    raise AssertionError(f"no single bit makes it {message}")
+
+
+def test_backend_names_the_packet_that_is_bad(backend):
+    tables = tables_with(5, 2)
     packets, _ = calibrated.encode(*rows_for(tables, 4), tables, LAMBDA, 3)
-    packets[1] = bytes([packets[1][0] | calibrated.ESCAPE]) + packets[1][1:]
-    packets[2] = b""
-    with pytest.raises(CalibratedError, match="escape") as caught:
-        calibrated.decode(packets, tables, 3)
-    assert caught.value.index == 1
+    decode = backend.load("calibrated").decode
+    good = packets[2]
+    bad = {
+        "too short": b"",
+        "escaped": bytes([good[0] | calibrated.ESCAPE]) + good[1:],
+        "begins in a state": good[:2] + bytes(4) + good[6:],
+        "before or after": good[:-2],
+        "ends in a state": flipped_until("ends in a state", good, tables),
+    }
+    for message, packet in bad.items():
+        packets[2] = packet
+        with pytest.raises(CalibratedError, match=message) as caught:
+            decode(packets, tables, 3, backend.device)
+        assert caught.value.index == 2
+
+
+def test_backend_reads_damage_that_nothing_betrays_as_the_reference(backend):
+    tables = tables_with(12, 1)
+    packets, _ = calibrated.encode(*rows_for(tables, 4), tables, LAMBDA, 3)
+    rng = np.random.default_rng(0)
+    accepted = []
+    for packet in packets * 40:
+        damaged = bytearray(packet)
+        damaged[rng.integers(len(packet))] ^= 1 << int(rng.integers(8))
+        if assert_value_or_refusal(bytes(damaged), tables, 3):
+            accepted.append(bytes(damaged))
+    assert len(accepted) > 10
+    decoded = backend.load("calibrated").decode(accepted, tables, 3, backend.device)
+    assert lists(decoded) == lists(reference.decode(accepted, tables, 3))
 
 
 def test_no_payload_means_none():
