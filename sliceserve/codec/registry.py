@@ -10,6 +10,7 @@ from sliceserve.codec.int8 import Int8Codec
 from sliceserve.codec.passthrough import PassthroughCodec
 from sliceserve.codec.prediction import Embed
 from sliceserve.codec.profile import Profile
+from sliceserve.codec.rans import RansCodec
 from sliceserve.codec.slicer import SlicerCodec
 from sliceserve.configs import CodecConfig
 from sliceserve.configs.codec import CodecName
@@ -37,6 +38,8 @@ def build_codec(
         return SlicerCodec(config.slicer, hidden_size)
     if config.name == "int8":
         return Int8Codec(hidden_size)
+    if config.name == "rans":
+        return RansCodec(config.rans, hidden_size)
     return PassthroughCodec(getattr(torch, config.name), hidden_size)
 
 

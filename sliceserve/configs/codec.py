@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from sliceserve.configs.validation import expect, expect_one_of
 
-CodecName = Literal["calibrated", "slicer", "int8", "float32", "float16", "bfloat16"]
+CodecName = Literal["calibrated", "slicer", "int8", "rans", "float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,10 @@ class SlicerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RansConfig:
-    """The baseline of arXiv 2511.11664: ``num_levels`` of its asymmetric integer grid, 2 to 256."""
+    """The baseline of arXiv 2511.11664: ``num_levels`` of its asymmetric integer grid, 2 to 256.
+
+    It steers the encoder alone.
+    """
 
     num_levels: int = 8
 

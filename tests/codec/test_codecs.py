@@ -8,9 +8,9 @@ import torch
 
 from sliceserve.codec.base import CodecError
 from sliceserve.codec.registry import build_codec, codec_for_wire, known_codecs, warm_up
-from sliceserve.configs import CodecConfig, SlicerConfig
+from sliceserve.configs import CodecConfig, RansConfig, SlicerConfig
 
-NAMES = ("slicer", "int8", "float32", "float16", "bfloat16")
+NAMES = ("slicer", "int8", "rans", "float32", "float16", "bfloat16")
 HIDDEN_SIZE = 100
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 
@@ -33,6 +33,19 @@ def test_golden_bytes(codec):
     out = torch.empty(1, HIDDEN_SIZE)
     codec.decode([packet], out)
     assert out[0].tolist() == GOLDEN[codec.wire_id]["values"]
+
+
+def test_golden_bytes_of_a_matrix_of_many_codes():
+    """Of eight levels, the massive activation of the golden row leaves a single element."""
+    codec = build_codec(CodecConfig(name="rans", rans=RansConfig(num_levels=32)), HIDDEN_SIZE)
+    row = golden_row()
+    row[0, 17] = row[0, ::3] = 0
+    golden = GOLDEN["rans/1, 32 levels"]
+    packet = bytes.fromhex(golden["packet"])
+    assert codec.encode(row) == [packet]
+    out = torch.empty(1, HIDDEN_SIZE)
+    codec.decode([packet], out)
+    assert out[0].tolist() == golden["values"]
 
 
 def test_rows_alone_and_together_give_the_same_packets(codec):
@@ -150,14 +163,17 @@ def test_the_decoder_needs_no_settings():
 
 
 def test_unknown_wire_id_lists_the_known():
-    assert {"slicer/2", "int8/1", "float32/1", "float16/1", "bfloat16/1"} == set(known_codecs())
+    assert {"slicer/2", "int8/1", "rans/1", "float32/1", "float16/1", "bfloat16/1"} == set(
+        known_codecs()
+    )
     with pytest.raises(CodecError, match=r"zip/1.*slicer/2"):
         codec_for_wire("zip/1", HIDDEN_SIZE)
 
 
-def test_slicer_refuses_a_hidden_size_beyond_its_format():
+@pytest.mark.parametrize("name", ["slicer", "rans"])
+def test_refuses_a_hidden_size_beyond_its_format(name):
     with pytest.raises(ValueError, match="16384"):
-        build_codec(CodecConfig(), 16385)
+        build_codec(CodecConfig(name=name), 16385)
 
 
 def test_warm_up(codec):

@@ -6,13 +6,14 @@ import torch
 from sliceserve.codec.base import CodecError
 from sliceserve.codec.registry import build_codec
 from sliceserve.configs import CodecConfig, SlicerConfig
+from sliceserve.kernels.grid_rans import reference as grid_reference
 from sliceserve.kernels.slicer import cpu, reference
 
 hypothesis = pytest.importorskip("hypothesis")
 given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 HIDDEN_SIZE = 70
-NAMES = ("slicer", "int8", "float32", "float16", "bfloat16")
+NAMES = ("slicer", "int8", "rans", "float32", "float16", "bfloat16")
 CODECS = {name: build_codec(CodecConfig(name=name), HIDDEN_SIZE) for name in NAMES}
 
 
@@ -40,11 +41,13 @@ def accepts(codec, packet):
     assert out.isfinite().all()
     if codec.wire_id == "slicer/2":
         assert torch.equal(out, reference.decode([packet], HIDDEN_SIZE))
+    if codec.wire_id == "rans/1":
+        assert out[0].tolist() == grid_reference.decode(packet, HIDDEN_SIZE).tolist()
     return True
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(packet=st.binary(max_size=400))
+@given(packet=st.one_of(st.binary(max_size=400), st.binary(max_size=12)))
 @settings(max_examples=80, deadline=None)
 def test_random_bytes(name, packet):
     accepts(CODECS[name], packet)
