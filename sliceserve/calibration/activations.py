@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 # Called with how many windows are done.
 Progress = Callable[[int], None]
@@ -38,7 +39,7 @@ def collect(
     ``num_gradients`` windows."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+    model = _load(path, dtype).to(device).eval()
     model.requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     passing = _Passing(model, cuts)
@@ -55,6 +56,17 @@ def collect(
                 gradients[cut].append(gradient[0].float().cpu())
         progress(i + 1)
     return {cut: Activations(torch.stack(hidden[cut]), torch.stack(gradients[cut])) for cut in cuts}
+
+
+def _load(path: Path, dtype: torch.dtype) -> Any:
+    """Without transformers' own progress bar: the caller shows one."""
+    had_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    finally:
+        if had_bar:
+            logging.enable_progress_bar()
 
 
 class _Passing:

@@ -15,7 +15,7 @@ _CODING_ERROR = 0.1
 _MIN_COUNT = 3
 _SHRINKAGE = 3
 _MAX_ROWS = 4096
-# Errors of the past must die out: the largest eigenvalue that the state's matrix may have.
+# Errors of the past must die out: the largest spectral radius that the state's matrix may have.
 _MAX_RADIUS = 0.95
 
 
@@ -50,7 +50,7 @@ class Fit:
 def fit_predictor(samples: Samples, predictor: Predictor) -> Fit:
     targets = samples.states - samples.mean
     if predictor == "none":
-        return Fit(samples.mean, None, None, None, None, targets)
+        return Fit(samples.mean.clone(), None, None, None, None, targets)
     center = samples.embedded.mean(0)
     features, ridge = [samples.embedded - center], [_RIDGE]
     if predictor == "state":
@@ -83,8 +83,12 @@ def _ridge_regression(
 
 
 def _contracted(weight: torch.Tensor) -> torch.Tensor:
-    radius = torch.linalg.eigvals(weight).abs().max().item()
-    return weight * min(1.0, _MAX_RADIUS / max(radius, 1e-9))
+    """Scaled down if its spectral radius, bounded by ‖W^256‖^(1/256), is too large."""
+    power = weight.double()
+    for _ in range(8):
+        power = power @ power
+    radius = power.norm().item() ** (1 / 256)
+    return weight * min(1.0, _MAX_RADIUS / max(radius, _MAX_RADIUS))
 
 
 def _rows_of_tokens(

@@ -23,13 +23,13 @@ from sliceserve.models.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 26_000
 # Gradients cost several forward passes each, and most of what they tell comes early.
-_GRADIENT_WINDOWS = 32
+_GRADIENT_WINDOWS = 28
 _MIN_WINDOWS = 4
 # Tokens with norms this many times the median are massive activations: they are sent apart.
 _ESCAPE_RATIO = 8.0
 # Point 0 has steps this much finer than the standard deviation: about five bits per element.
 _FINEST = 16.0
-_TABLE_SAMPLES = 6000
+_TABLE_SAMPLES = 4500
 _RATE_SAMPLES = 256
 
 

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 import sliceserve
 from sliceserve.cli.bench import bench
+from sliceserve.cli.calibrate import calibrate
 from sliceserve.cli.chat import chat
 from sliceserve.cli.console import stderr
 from sliceserve.cli.demo import demo
@@ -86,7 +87,7 @@ def sliceserve_command(
     rest."""
 
 
-for command in (serve, gateway, chat, demo, fetch):
+for command in (serve, gateway, chat, demo, fetch, calibrate):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
