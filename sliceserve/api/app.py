@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from sliceserve import __version__
 from sliceserve.api.backend import Backend
@@ -24,6 +24,8 @@ from sliceserve.engine.messages import EngineStats
 
 # An engine answers between two steps; one that takes longer is busy, not dead.
 _STATS_TIMEOUT_S = 2.0
+# A profile is named by its content. Only who may connect may have it: caches on the way may not.
+_FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 
 def create_app(
@@ -116,6 +118,11 @@ def _add_split_routes(app: FastAPI, split: SplitEndpoint) -> None:
     @app.get("/v1/split/info")
     async def split_info() -> dict[str, Any]:
         return split.describe()
+
+    @app.get("/v1/split/profiles/{digest}", response_model=None)
+    async def split_profile(digest: str) -> Response:
+        path = split.profile_path(digest)
+        return FileResponse(path, headers=_FOR_EVER, media_type="application/octet-stream")
 
     @app.websocket("/v1/split")
     async def connect(websocket: WebSocket) -> None:

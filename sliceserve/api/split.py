@@ -4,16 +4,19 @@ import asyncio
 import re
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from sliceserve.api.errors import invalid
+from sliceserve.api.errors import ApiError, invalid
 from sliceserve.api.lifecycle import Lifecycle
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.split_session import Ending, Session, receive, refuse
 from sliceserve.engine.client import EngineClient
 from sliceserve.engine.messages import EngineInfo
+from sliceserve.engine.profiles import profile_store
 from sliceserve.transport.frames import MAX_FRAME_BYTES, MAX_FRAME_TOKENS, ProtocolError
 from sliceserve.transport.link import CloseCode
 from sliceserve.transport.messages import (
@@ -78,9 +81,22 @@ class SplitEndpoint:
             "num_layers": info.num_layers,
             "cuts": info.cuts,
             "codecs": info.codecs,
+            "profiles": [msgspec.structs.asdict(profile) for profile in info.profiles],
             "thin": info.thin,
             "max_model_len": info.max_model_len,
         }
+
+    def profile_path(self, digest: str) -> Path:
+        """The file of a profile that a Welcome may name. Raises ApiError for any other."""
+        if digest in (profile.digest for profile in self._engine.info.profiles):
+            path = profile_store().path(digest)
+            if path.is_file():
+                return path
+        raise ApiError(
+            404,
+            f"there is no profile {digest[:80]!r} here; /v1/split/info lists those there are",
+            "profile_not_found",
+        )
 
     async def serve(self, websocket: WebSocket) -> None:
         """One connection, from its upgrade to its end."""
@@ -147,9 +163,11 @@ class SplitEndpoint:
             raise ProtocolError(
                 "invalid_resume_token", "a resume token must be one that a Welcome has given"
             )
+        cut = _choose_cut(hello, info)
         return Welcome(
-            cut=_choose_cut(hello, info),
-            codec=_choose_codec(hello, info),
+            cut=cut,
+            codec=hello.codec,
+            profile=_choose_profile(hello, cut, info),
             model=self._model,
             num_layers=info.num_layers,
             max_model_len=info.max_model_len,
@@ -197,10 +215,21 @@ def _choose_cut(hello: Hello, info: EngineInfo) -> int:
     return info.cuts[len(info.cuts) // 2] if hello.cut is None else hello.cut
 
 
-def _choose_codec(hello: Hello, info: EngineInfo) -> str:
+def _choose_profile(hello: Hello, cut: int, info: EngineInfo) -> str | None:
+    """The digest of the profile for the client's codec, None for one that has none."""
     if hello.codec not in info.codecs:
         raise ProtocolError(
             "unsupported_codec",
             f"codec {hello.codec!r} is not known here; known are {', '.join(info.codecs)}",
         )
-    return hello.codec
+    if hello.codec not in (profile.codec for profile in info.profiles):
+        return None
+    profile = info.profile(hello.codec, cut, hello.hide_tokens)
+    if profile is None:
+        what = "that hides tokens " if hello.hide_tokens else ""
+        raise ProtocolError(
+            "unsupported_codec",
+            f"there is no profile {what}of codec {hello.codec!r} for cut {cut} here; choose "
+            "another codec or cut",
+        )
+    return profile.digest

@@ -232,7 +232,7 @@ class Session:
                 num_prompt=message.num_prompt,
                 outputs=message.outputs,
                 sampling=message.sampling,
-                codec=self._welcome.codec,
+                codec=engine_messages.packet_codec(self._welcome.codec, self._welcome.profile),
             )
         )
         self._relays[request_id] = self._spawn(self._relay(request, outputs))

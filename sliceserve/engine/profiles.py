@@ -10,7 +10,6 @@ from sliceserve.codec.profile_store import ProfileStore
 from sliceserve.engine.messages import ProfileInfo
 from sliceserve.models.errors import ModelError
 from sliceserve.models.files import cache_dir
-from sliceserve.models.resolve import fingerprint
 
 if TYPE_CHECKING:
     # Torch comes with them, which a server's API process does without.
@@ -74,6 +73,7 @@ def encoder_for_profile(path: Path, cut: int, digest: str | None, config: "Codec
     for one that puts token ids into packets where ``config`` hides them.
     """
     from sliceserve.codec.profile import Profile, ProfileError
+    from sliceserve.models.resolve import fingerprint
 
     store = profile_store()
     data = None if digest is None else store.get(digest)

@@ -21,19 +21,21 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Hello(Control, frozen=True, kw_only=True):
     """Client → server, first. ``fingerprint`` identifies the client's model, ``cut`` the layer at
-    which its rows enter, ``codec`` the wire id of its packets. ``resume_token`` from an earlier
-    Welcome claims that session's requests."""
+    which its rows enter, ``codec`` the wire id of its packets; with ``hide_tokens`` these must not
+    carry token ids. ``resume_token`` from an earlier Welcome claims that session's requests."""
 
     protocol: int = PROTOCOL_VERSION
     fingerprint: str
     cut: int | None = None
     codec: str
+    hide_tokens: bool = False
     resume_token: str | None = None
 
 
 class Welcome(Control, frozen=True, kw_only=True):
-    """Server → client: what was chosen, and the limits. ``resume_token`` is a secret of this
-    session. ``max_frame_tokens`` bounds the tokens of one data frame."""
+    """Server → client: what was chosen, and the limits. ``profile`` is the digest of the codec's
+    profile, if it needs one. ``resume_token`` is a secret of this session. ``max_frame_tokens``
+    bounds the tokens of one data frame."""
 
     protocol: int = PROTOCOL_VERSION
     cut: int

@@ -34,6 +34,7 @@ async def test_info_before_connecting(serve, fake):
         "num_layers": 6,
         "cuts": [1, 3, 5],
         "codecs": ["float32/1", "slicer/1"],
+        "profiles": [],
         "thin": True,
         "max_model_len": 128,
     }

@@ -52,6 +52,7 @@ controls = st.one_of(
         fingerprint=texts,
         cut=st.none() | counts,
         codec=texts,
+        hide_tokens=st.booleans(),
         resume_token=st.none() | texts,
     ),
     st.builds(
