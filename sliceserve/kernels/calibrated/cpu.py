@@ -1,6 +1,7 @@
 """The calibrated codec's kernel on the CPU, compiled by numba; byte for byte ``reference``."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -102,8 +103,7 @@ def decode(
 
 def joined(packets: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """All packets end to end, uint8, and where each begins and the last ends, int64."""
-    starts = np.zeros(len(packets) + 1, np.int64)
-    np.cumsum([len(packet) for packet in packets], out=starts[1:])
+    starts = np.fromiter(accumulate(map(len, packets), initial=0), np.int64, len(packets) + 1)
     return np.frombuffer(b"".join(packets), np.uint8), starts
 
 

@@ -2,7 +2,9 @@
 
 A lane is walked forward with the costs of its four states in registers. Each state has two
 predecessors, a lower and a higher one; a byte per component remembers which of them won, and where
-zero did, so the walk back finds the levels from that byte and y. Numbers are int64.
+zero did, so the walk back finds the levels from that byte and y. Both walks choose by arithmetic
+where the data decide: branches that nobody can predict would take twice the time. Numbers are
+int64.
 """
 
 import numpy as np
@@ -55,18 +57,17 @@ def quantize_lane(row, scales, rates, centroids, lambda_, decisions, levels, qua
     cost_0 = 0
     cost_1 = cost_2 = cost_3 = UNREACHABLE
     for i in range(row.size):
-        y = np.int64(row[i])
+        magnitude = abs(np.int64(row[i]))
         scale = scales[i]
-        even_0, odd_0, zero_0 = _costs(y, 0, rates[scale, 0], centroids[scale, 0], lambda_)
-        even_1, odd_1, zero_1 = _costs(y, 1, rates[scale, 1], centroids[scale, 1], lambda_)
-        decision = zero_0 << _ZERO_WON_BIT | zero_1 << _ZERO_WON_BIT + 1
+        even_0, odd_0, zero_0 = _costs(magnitude, 0, rates[scale, 0], centroids[scale, 0], lambda_)
+        even_1, odd_1, zero_1 = _costs(magnitude, 1, rates[scale, 1], centroids[scale, 1], lambda_)
         next_0, higher_0 = _better(cost_0 + even_0, cost_1 + odd_0)
         next_1, higher_1 = _better(cost_2 + even_1, cost_3 + odd_1)
         next_2, higher_2 = _better(cost_0 + odd_0, cost_1 + even_0)
         next_3, higher_3 = _better(cost_2 + odd_1, cost_3 + even_1)
         cost_0, cost_1, cost_2, cost_3 = next_0, next_1, next_2, next_3
-        decision |= higher_0 | higher_1 << 1 | higher_2 << 2 | higher_3 << 3
-        decisions[i] = decision
+        decision = higher_0 | higher_1 << 1 | higher_2 << 2 | higher_3 << 3
+        decisions[i] = decision | zero_0 << _ZERO_WON_BIT | zero_1 << _ZERO_WON_BIT + 1
 
     state = 0
     least = cost_0
@@ -78,9 +79,8 @@ def quantize_lane(row, scales, rates, centroids, lambda_, decisions, levels, qua
         higher = decision >> state & 1
         parity = higher ^ state >> 1
         quantizer = state & 1
-        magnitude = 0
-        if parity or not decision >> _ZERO_WON_BIT + quantizer & 1:
-            magnitude = _nearest(abs(np.int64(row[i])), quantizer, parity)
+        zero_won = decision >> _ZERO_WON_BIT + quantizer & ~parity & 1
+        magnitude = (1 - zero_won) * _nearest(abs(np.int64(row[i])), quantizer, parity)
         levels[i] = -magnitude if row[i] < 0 else magnitude
         quantizers[i] = quantizer
         state = quantizer << 1 | higher
@@ -89,7 +89,7 @@ def quantize_lane(row, scales, rates, centroids, lambda_, decisions, levels, qua
 @njit(forceinline=True)
 def _better(lower, higher):
     """The cost of the better predecessor, and whether it is the one of the higher state."""
-    return (higher, 1) if higher < lower else (lower, 0)
+    return min(lower, higher), np.int64(higher < lower)
 
 
 @njit(forceinline=True)
@@ -100,23 +100,20 @@ def _nearest(magnitude, quantizer, parity):
 
 
 @njit(forceinline=True)
-def _costs(y, quantizer, rates, centroids, lambda_):
+def _costs(magnitude, quantizer, rates, centroids, lambda_):
     """The costs of the best even and the best odd level, and whether the even one is zero for
     having won against two."""
-    magnitude = abs(y)
     level = _nearest(magnitude, quantizer, 0)
     even = _cost(magnitude, level, quantizer, rates, centroids, lambda_)
-    zero_won = 0
-    if level == 2:
-        zero = _cost(magnitude, 0, quantizer, rates, centroids, lambda_)
-        if zero <= even:
-            even, zero_won = zero, 1
+    zero = magnitude * magnitude + (lambda_ * rates[0] >> RATE_BITS)
+    zero_won = np.int64(level == 2) & np.int64(zero <= even)
+    even = zero if zero_won else even
     level = _nearest(magnitude, quantizer, 1)
     return even, _cost(magnitude, level, quantizer, rates, centroids, lambda_), zero_won
 
 
 @njit(forceinline=True)
 def _cost(magnitude, level, quantizer, rates, centroids, lambda_):
-    value = centroids[level] if level < NUM_DIRECT else nominal(level, quantizer)
-    error = magnitude - value
+    centroid = centroids[min(level, NUM_DIRECT - 1)]
+    error = magnitude - (centroid if level < NUM_DIRECT else nominal(level, quantizer))
     return error * error + (lambda_ * rates[SYMBOLS[level]] >> RATE_BITS)

@@ -1,6 +1,6 @@
 """The calibrated codec's kernel in Python's integers: what the bytes are by definition.
 
-**Dependent quantization**, as in VVC (ITU-T H.266, 8.7.3; Schwarz et al., DCC 2019). Two quantizers
+**Dependent quantization**, as in VVC (ITU-T H.266, dep_quant; Schwarz et al., DCC 2019). Two quantizers
 of twice the step interleave: level k stands for 2k steps under the first, for 2k - sign(k) under
 the second. Which of them a component takes is known from the parities of the levels before it,
 by a machine of four states, so that the levels cost what a coarse quantizer's do and the error
