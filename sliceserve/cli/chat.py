@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 _HELP = "/reset begins anew, /stats shows what it cost, /quit ends it; Ctrl-C stops an answer"
 
 
+@options.takes_codec
 def chat(
     server: options.Server = None,
     model: options.Model = None,
     split: options.Split = None,
-    codec: options.Codec = None,
-    sparsity: options.Sparsity = None,
-    distortion: options.Distortion = None,
+    *,
+    codec_options: dict[str, Any],
     dtype: options.Dtype = None,
     device: options.Device = None,
     api_key: options.ServerKey = None,
@@ -43,9 +43,7 @@ def chat(
         server=server,
         model=model,
         split=split,
-        codec=codec,
-        sparsity=sparsity,
-        distortion=distortion,
+        **codec_options,
         dtype=dtype,
         device=device,
         api_key=api_key,

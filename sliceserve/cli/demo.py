@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sliceserve.client.sync import SplitLLM
 
 
+@options.takes_codec
 def demo(
     prompt: Annotated[
         str, typer.Option(help="What to ask the model.")
@@ -25,9 +26,8 @@ def demo(
         int | None,
         typer.Option(help="How many layers run in the client.", show_default="half of the layers"),
     ] = None,
-    codec: options.Codec = None,
-    sparsity: options.Sparsity = None,
-    distortion: options.Distortion = None,
+    *,
+    codec_options: dict[str, Any],
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 64,
     json: Annotated[
         bool,
@@ -35,9 +35,7 @@ def demo(
     ] = False,
 ) -> None:
     """Answer a prompt with the model cut in two, between two processes on this machine."""
-    settings = options.client_config(
-        None, model=model, split=split, codec=codec, sparsity=sparsity, distortion=distortion
-    )
+    settings = options.client_config(None, model=model, split=split, **codec_options)
     name = settings.model.model
     server_options = ["--model", name]
     if settings.split is not None:

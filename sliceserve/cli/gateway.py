@@ -1,6 +1,6 @@
 """`sliceserve gateway`: OpenAI's API on the device, with the split model behind it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,13 +9,13 @@ from sliceserve.cli.console import stderr
 from sliceserve.configs.loading import dump_config
 
 
+@options.takes_codec
 def gateway(
     server: options.Server = None,
     model: options.Model = None,
     split: options.Split = None,
-    codec: options.Codec = None,
-    sparsity: options.Sparsity = None,
-    distortion: options.Distortion = None,
+    *,
+    codec_options: dict[str, Any],
     dtype: options.Dtype = None,
     device: options.Device = None,
     api_key: options.ServerKey = None,
@@ -45,9 +45,7 @@ def gateway(
         server=server,
         model=model,
         split=split,
-        codec=codec,
-        sparsity=sparsity,
-        distortion=distortion,
+        **codec_options,
         dtype=dtype,
         device=device,
         api_key=api_key,

@@ -4,12 +4,16 @@ An option that is not given is None, and leaves its setting to the environment, 
 the defaults, in this order.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from sliceserve.configs import ClientConfig, ServerConfig
+from sliceserve.configs.codec import CodecName
 from sliceserve.configs.loading import load_config
 
 SERVER = ServerConfig()
@@ -82,24 +86,71 @@ Split = Annotated[
 ]
 Codec = Annotated[
     str | None,
-    typer.Option(
-        help="slicer, int8, float32, float16 or bfloat16.", show_default=CLIENT.codec.name
-    ),
+    typer.Option(help=f"{', '.join(get_args(CodecName))}.", show_default=CLIENT.codec.name),
 ]
 Sparsity = Annotated[
     float | None,
     typer.Option(
-        help="SLICER: share of elements that are dropped.",
+        help="slicer: share of elements that are dropped.",
         show_default=str(CLIENT.codec.slicer.sparsity),
     ),
 ]
 Distortion = Annotated[
     float | None,
     typer.Option(
-        help="SLICER: squared error allowed per block, relative to its energy.",
-        show_default=str(CLIENT.codec.slicer.distortion),
+        help="Squared error allowed, relative to the energy: per token (calibrated) or per block "
+        "(slicer).",
+        show_default=f"none, {CLIENT.codec.slicer.distortion:g}",
     ),
 ]
+BitsPerElement = Annotated[
+    float | None,
+    typer.Option(
+        help="calibrated: mean size of a packet, per element of the hidden state.",
+        show_default=str(CLIENT.codec.calibrated.bits_per_element),
+    ),
+]
+BitsPerToken = Annotated[
+    int | None,
+    typer.Option(help="calibrated: largest size of a packet, in bits.", show_default="none"),
+]
+HideTokens = Annotated[
+    bool | None,
+    typer.Option(
+        "--hide-tokens", help="calibrated: packets carry no token ids, and get larger for it."
+    ),
+]
+
+
+def takes_codec(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options that choose a codec and steer it, in the place of its parameter
+    ``codec_options``, which gets them as a dict."""
+    shared = {
+        "codec": Codec,
+        "bits_per_element": BitsPerElement,
+        "bits_per_token": BitsPerToken,
+        "distortion": Distortion,
+        "hide_tokens": HideTokens,
+        "sparsity": Sparsity,
+    }
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name == "codec_options":
+            parameters += [
+                inspect.Parameter(name, keyword, default=None, annotation=annotation)
+                for name, annotation in shared.items()
+            ]
+        else:
+            parameters.append(parameter.replace(kind=keyword))
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(codec_options={name: given.pop(name) for name in shared}, **given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
 
 
 _SERVER_KEYS = {
@@ -128,7 +179,9 @@ _CLIENT_KEYS = {
     "split": "split",
     "codec": "codec.name",
     "sparsity": "codec.slicer.sparsity",
-    "distortion": "codec.slicer.distortion",
+    "bits_per_element": "codec.calibrated.bits_per_element",
+    "bits_per_token": "codec.calibrated.bits_per_token",
+    "hide_tokens": "codec.calibrated.hide_tokens",
     "api_key": "api_key",
 }
 
@@ -138,9 +191,16 @@ def server_config(path: Path | None, **options: Any) -> ServerConfig:
     return load_config(ServerConfig, path, overrides=_given(options, _SERVER_KEYS))
 
 
-def client_config(path: Path | None, **options: Any) -> ClientConfig:
+def client_config(
+    path: Path | None, distortion: float | None = None, **options: Any
+) -> ClientConfig:
     """Settings of a split client from options by name. Raises ConfigError."""
-    return load_config(ClientConfig, path, overrides=_given(options, _CLIENT_KEYS))
+    overrides = _given(options, _CLIENT_KEYS)
+    if distortion is not None:
+        # One idea in two codecs.
+        for name in ("slicer", "calibrated"):
+            overrides[f"codec.{name}.distortion"] = distortion
+    return load_config(ClientConfig, path, overrides=overrides)
 
 
 def _given(options: dict[str, Any], keys: dict[str, str]) -> dict[str, Any]:

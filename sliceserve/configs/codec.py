@@ -68,7 +68,7 @@ class CalibratedConfig:
         bits, cap, budget = self.bits_per_element, self.bits_per_token, self.distortion
         expect(0.0 < bits <= 8.0, "bits_per_element", "above 0, at most 8", bits)
         expect(cap is None or cap >= 256, "bits_per_token", "at least 256", cap)
-        expect(budget is None or 0.0 < budget <= 1.0, "distortion", "above 0, at most 1", budget)
+        expect(budget is None or 0.0 <= budget <= 1.0, "distortion", "0 to 1", budget)
         expect(
             cap is None or budget is None,
             "bits_per_token and distortion",

@@ -112,7 +112,7 @@ def test_flags_beat_the_environment_and_the_file(run, tmp_path):
         (["serve", "--dtype", "float8"], "engine.model.dtype must be auto or float32"),
         (["serve", "--cuts", "a,b"], "engine.layers.cuts must be a list"),
         (["chat", "--sparsity", "1.5"], "sparsity must be at least 0 and below 1, got 1.5"),
-        (["gateway", "--codec", "zip"], "codec.name must be slicer or int8"),
+        (["gateway", "--codec", "zip"], "codec.name must be calibrated"),
         (["fetch", "./nowhere"], "nowhere"),
     ],
 )
