@@ -59,7 +59,7 @@ class CalibratedConfig:
     ``hide_tokens``: packets carry no token ids, at the price of about a fifth more bits.
     """
 
-    bits_per_element: float = 1.45
+    bits_per_element: float = 1.2
     bits_per_token: int | None = None
     distortion: float | None = None
     hide_tokens: bool = False
