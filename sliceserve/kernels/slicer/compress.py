@@ -15,6 +15,7 @@ from sliceserve.kernels.slicer.layout import (
     HEADER_BITS,
     MAX_SKEW,
     MAX_WIDTH,
+    SIGNS_AT_ONCE,
     SKEWED,
 )
 from sliceserve.kernels.slicer.odds import ODDS, entry, room_by_node, share
@@ -70,19 +71,20 @@ def _symbols(data, hidden_size):
     block, negative, code = _survivors(data, position, num_kept, log2_blocks)
     skew = _skews(data, block, code, num_blocks)
 
-    per_survivor = log2_blocks + 1 + MAX_WIDTH
+    per_survivor = 1 + log2_blocks + MAX_WIDTH
     max_symbols = 2 * (2 + _NUMBER_BITS) * num_blocks + hidden_size + num_kept * per_survivor
     starts = np.empty(max_symbols, np.int64)
     freqs = np.empty(max_symbols, np.int64)
     count = _note_blocks(starts, freqs, data, num_blocks, skew)
+    count = _note_mask(starts, freqs, count, index, num_kept, hidden_size)
+    for r in range(0, num_kept, SIGNS_AT_ONCE):
+        signs = negative[r : r + SIGNS_AT_ONCE]
+        field = 0
+        for i in range(signs.size):
+            field |= signs[i] << i
+        count = note_field(starts, freqs, count, field, signs.size)
     room = room_by_node(num_kept, num_blocks)
-    r = 0
-    for i in range(hidden_size):
-        survives = r < num_kept and index[r] == i
-        freq = share(num_kept - r, hidden_size - i)
-        count = note_bit(starts, freqs, count, survives, freq)
-        if not survives:
-            continue
+    for r in range(num_kept):
         node = 1
         for level in range(log2_blocks - 1, -1, -1):
             upper = (block[r] >> level) & 1
@@ -91,15 +93,25 @@ def _symbols(data, hidden_size):
             room[node] -= 1
             node = 2 * node + upper
         room[node] -= 1
-        count = note_field(starts, freqs, count, negative[r], 1)
         width = get(data, HEADER_BITS + BLOCK_BITS * block[r], 4)
         num_skewed = min(skew[block[r]], width)
         for place in range(num_skewed):
             bit = (code[r] >> (width - 1 - place)) & 1
             count = note_bit(starts, freqs, count, bit, ODDS[entry(skew[block[r]], place)])
         count = note_field(starts, freqs, count, code[r], width - num_skewed)
-        r += 1
     return starts[:count], freqs[:count], get(data, HEADER_BITS + 20, 16)
+
+
+@njit(cache=True, nogil=True)
+def _note_mask(starts, freqs, count, index, num_kept, hidden_size):
+    """Which elements survive: the ascending ``index``."""
+    r = 0
+    for i in range(hidden_size):
+        left = num_kept - r
+        survives = left > 0 and index[r] == i
+        count = note_bit(starts, freqs, count, survives, share(left, hidden_size - i))
+        r += survives
+    return count
 
 
 @njit(cache=True, nogil=True)

@@ -17,6 +17,7 @@ from sliceserve.kernels.slicer.layout import (
     HEADER_BITS,
     MAX_LOG2_BLOCKS,
     MAX_WIDTH,
+    SIGNS_AT_ONCE,
 )
 from sliceserve.kernels.slicer.odds import ODDS, entry, room_by_node, share
 
@@ -107,17 +108,20 @@ def _expand_row(data, start, end, hidden_size, blocks, words, raw_start):
     is_list = num_kept * bits < hidden_size
     tags = survivors + (num_kept * bits if is_list else hidden_size)
     codes = tags + num_kept * (1 + log2_blocks)
-    room = room_by_node(num_kept, num_blocks)
-    r = 0
-    for i in range(hidden_size):
-        freq = share(num_kept - r, hidden_size - i)
-        survives, state, position = pop_bit(freq, state, data, position, end)
-        if not survives:
-            continue
+    index = np.empty(num_kept + 1, np.int64)
+    state, position = _pop_mask(index, hidden_size, state, data, position, end)
+    for r in range(num_kept):
         if is_list:
-            put(words, survivors + r * bits, i)
+            put(words, survivors + r * bits, index[r])
         else:
-            put(words, survivors + i, 1)
+            put(words, survivors + index[r], 1)
+    for r in range(0, num_kept, SIGNS_AT_ONCE):
+        num_signs = min(SIGNS_AT_ONCE, num_kept - r)
+        signs, state, position = pop_field(num_signs, state, data, position, end)
+        for i in range(num_signs):
+            put(words, tags + (r + i) * (1 + log2_blocks), (signs >> i) & 1)
+    room = room_by_node(num_kept, num_blocks)
+    for r in range(num_kept):
         node = 1
         for _ in range(log2_blocks):
             freq = share(room[2 * node + 1], room[node])
@@ -126,8 +130,7 @@ def _expand_row(data, start, end, hidden_size, blocks, words, raw_start):
             node = 2 * node + upper
         room[node] -= 1
         block = node - num_blocks
-        negative, state, position = pop_field(1, state, data, position, end)
-        put(words, tags + r * (1 + log2_blocks), block << 1 | negative)
+        put(words, tags + r * (1 + log2_blocks), block << 1)
         width, skew = blocks[block, 0], blocks[block, 3]
         num_skewed = min(skew, width)
         code = np.int64(0)
@@ -138,10 +141,23 @@ def _expand_row(data, start, end, hidden_size, blocks, words, raw_start):
         rest, state, position = pop_field(width - num_skewed, state, data, position, end)
         put(words, codes, code << (width - num_skewed) | rest)
         codes += width
-        r += 1
     if not rans.is_closed(state, position, end):
         return False
     return _put_header(words, raw_start, log2_blocks, num_kept, blocks, state - rans.INITIAL)
+
+
+@njit(cache=True, nogil=True)
+def _pop_mask(index, hidden_size, state, data, position, end):
+    """Fill in the survivors' indices, of which ``index`` has room for one more."""
+    num_kept = index.size - 1
+    r = 0
+    for i in range(hidden_size):
+        freq = share(num_kept - r, hidden_size - i)
+        survives, state, position = pop_bit(freq, state, data, position, end)
+        # Written in any case: half of all branches here would be foretold wrong.
+        index[r] = i
+        r += survives
+    return state, position
 
 
 @njit(cache=True, nogil=True)

@@ -27,7 +27,9 @@ highest first, each F(1),
 
     per block            b, F(4); where b > 1 its skew, F(4); N of hi − lo; but for the last
                          block, N of lo + 1 − the next block's hi, in bfloat16 steps
-    per element          whether it survives; and if it does, its block, its sign F(1), its code
+    per element          whether it survives
+    per 12 survivors     their signs, the first one's lowest, F(12); of the last few, less
+    per survivor         its block, its code
 
 Whether an element survives is one bit, as likely one as survivors are among the elements that are
 left; a block is log2 M bits, highest first, each as likely one as the rest of the survivors is in
@@ -64,6 +66,7 @@ DISTORTION_SHIFT = 30
 # highest. From the second on they are 4096 / (1 + e^z) for z = 1/4, 1/2, 1, 2, 4 and 8.
 SKEWED = (2048, 1793, 1546, 1102, 488, 74, 1)
 MAX_SKEW = 15
+SIGNS_AT_ONCE = 12
 
 # Fields are at most 16 bits wide and are read as three whole bytes.
 GUARD = bytes(3)

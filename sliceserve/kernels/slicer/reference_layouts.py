@@ -8,6 +8,7 @@ from sliceserve.kernels.slicer.layout import (
     CODED,
     FORMAT_VERSION,
     MAX_SKEW,
+    SIGNS_AT_ONCE,
     SKEWED,
     block_end,
     index_bits,
@@ -116,13 +117,17 @@ def _write_coded(fields: Fields, hidden_size: int) -> bytes:
         if j + 1 < num_blocks:
             _write_number(writer, lo + 1 - fields.blocks[j + 1][2])
 
-    sizes = _block_sizes(num_kept, num_blocks)
-    survivors = iter(zip(fields.kept, fields.block, fields.negative, fields.code, strict=True))
-    index, block, negative, code = next(survivors, (hidden_size, 0, 0, 0))
+    kept = set(fields.kept)
+    left = num_kept
     for i in range(hidden_size):
-        writer.bit(_share(sum(sizes), hidden_size - i), i == index)
-        if i < index:
-            continue
+        survives = i in kept
+        writer.bit(_share(left, hidden_size - i), survives)
+        left -= survives
+    for r in range(0, num_kept, SIGNS_AT_ONCE):
+        signs = fields.negative[r : r + SIGNS_AT_ONCE]
+        writer.field(len(signs), sum(sign << i for i, sign in enumerate(signs)))
+    sizes = _block_sizes(num_kept, num_blocks)
+    for block, code in zip(fields.block, fields.code, strict=True):
         first, span = 0, num_blocks
         while span > 1:
             span //= 2
@@ -130,13 +135,11 @@ def _write_coded(fields: Fields, hidden_size: int) -> bytes:
             writer.bit(_upper_share(sizes, first, span), upper)
             first += span * upper
         sizes[block] -= 1
-        writer.field(1, negative)
         width = fields.blocks[block][0]
         for place in range(min(skews[block], width)):
             writer.bit(_odds(skews[block], place), code >> (width - 1 - place) & 1)
         rest = max(width - skews[block], 0)
         writer.field(rest, code & ((1 << rest) - 1))
-        index, block, negative, code = next(survivors, (hidden_size, 0, 0, 0))
     return header + writer.stream(fields.blocks[0][2])
 
 
@@ -152,18 +155,21 @@ def _read_coded(packet: bytes, hidden_size: int) -> Fields:
         gaps.append(_read_number(reader) if j + 1 < num_blocks else 0)
 
     fields = Fields([])
-    sizes = _block_sizes(num_kept, num_blocks)
     for i in range(hidden_size):
-        if not reader.bit(_share(sum(sizes), hidden_size - i)):
-            continue
+        if reader.bit(_share(num_kept - len(fields.kept), hidden_size - i)):
+            fields.kept.append(i)
+    for r in range(0, num_kept, SIGNS_AT_ONCE):
+        num_signs = min(SIGNS_AT_ONCE, num_kept - r)
+        signs = reader.field(num_signs)
+        fields.negative.extend(signs >> i & 1 for i in range(num_signs))
+    sizes = _block_sizes(num_kept, num_blocks)
+    for _ in range(num_kept):
         first, span = 0, num_blocks
         while span > 1:
             span //= 2
             first += span * reader.bit(_upper_share(sizes, first, span))
         sizes[first] -= 1
-        fields.kept.append(i)
         fields.block.append(first)
-        fields.negative.append(reader.field(1))
         num_skewed = min(skews[first], widths[first])
         code = 0
         for place in range(num_skewed):
