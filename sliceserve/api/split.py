@@ -66,6 +66,7 @@ class SplitEndpoint:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._limits = limits or SplitLimits()
+        self._profiles = profile_store()
         self._sessions: dict[str, Session] = {}
         self._running: set[asyncio.Task[None]] = set()
         lifecycle.on_drain(self._announce_drain)
@@ -89,7 +90,7 @@ class SplitEndpoint:
     def profile_path(self, digest: str) -> Path:
         """The file of a profile that a Welcome may name. Raises ApiError for any other."""
         if digest in (profile.digest for profile in self._engine.info.profiles):
-            path = profile_store().path(digest)
+            path = self._profiles.path(digest)
             if path.is_file():
                 return path
         raise ApiError(

@@ -43,7 +43,7 @@ class Connection:
 
 class Dialer:
     """Makes connections to one server, first and again: after the first, all claim its session and
-    ask for the cut that it chose, for the head is loaded up to there.
+    ask for the cut that it chose, for the head is loaded up to there, and encodes by its profile.
 
     ``timeout_s`` bounds one attempt, ``resume_timeout_s`` all that ``reconnect`` makes.
     """
@@ -53,6 +53,7 @@ class Dialer:
         self._hello = hello
         self._timeout_s = timeout_s
         self._resume_timeout_s = resume_timeout_s
+        self._first: Welcome | None = None
 
     @property
     def codec(self) -> str:
@@ -90,6 +91,7 @@ class Dialer:
                 "unreachable", f"the server did not answer within {timeout_s:g} s"
             ) from error
         welcome = connection.welcome
+        self._first = self._first or welcome
         self._hello = msgspec.structs.replace(
             self._hello, cut=welcome.cut, resume_token=welcome.resume_token
         )
@@ -101,10 +103,21 @@ class Dialer:
         except LinkRefused as error:
             raise ConnectionRefused(error.code, str(error), error.retry_after_s) from error
         try:
-            return Connection(link, await _shake_hands(link, self._hello))
+            welcome = await _shake_hands(link, self._hello)
+            self._expect_same_profile(welcome)
+            return Connection(link, welcome)
         except BaseException:
             await link.close()
             raise
+
+    def _expect_same_profile(self, welcome: Welcome) -> None:
+        if self._first is not None and welcome.profile != self._first.profile:
+            raise ConnectionRefused(
+                "profile_mismatch",
+                f"the server has profile {welcome.profile} for codec {welcome.codec!r}, but this "
+                f"session's packets are made by {self._first.profile}; begin a new session, and "
+                "give servers that stand in for each other the same profiles",
+            )
 
 
 async def _shake_hands(link: Link, hello: Hello) -> Welcome:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -10,9 +11,10 @@ from sliceserve.client.completion import Completion
 from sliceserve.client.connection import Dial
 from sliceserve.client.errors import SplitError
 from sliceserve.client.line import cancel_and_wait
+from sliceserve.client.profiles import fetch_profile
 from sliceserve.client.session import SplitSession
 from sliceserve.client.stats import RequestStats, SessionStats
-from sliceserve.codec.registry import build_codec
+from sliceserve.codec.registry import wire_id
 from sliceserve.configs import (
     ClientConfig,
     CodecConfig,
@@ -29,7 +31,7 @@ from sliceserve.models.spec import ModelSpec
 from sliceserve.models.tokenizer import Tokenizer
 from sliceserve.scheduler.plan import FinishReason
 from sliceserve.transport.link import Link
-from sliceserve.transport.messages import Hello
+from sliceserve.transport.messages import Hello, Welcome
 from sliceserve.transport.websocket import connect
 
 Message = Mapping[str, Any]
@@ -306,18 +308,28 @@ def make_session(config: ClientConfig, dial: Dial | None = None) -> SplitSession
     """A session for a configuration, not started yet. Finds the model, and may read all of it:
     not for an event loop. Raises ModelError."""
     path = resolve_model(config.model.model, config.model.trust_remote_code)
-    codec = build_codec(config.codec, ModelSpec.load(path).hidden_size)
-    hello = Hello(fingerprint=fingerprint(path), cut=config.split, codec=codec.wire_id)
+    hello = Hello(
+        fingerprint=fingerprint(path),
+        cut=config.split,
+        codec=wire_id(config.codec, ModelSpec.load(path).hidden_size),
+        hide_tokens=config.codec.calibrated.hide_tokens,
+    )
 
-    def make_head(cut: int) -> EngineClient:
-        engine = EngineConfig(model=config.model, layers=LayerConfig(first=0, stop=cut))
-        return InProcessEngine(engine, config.codec)
+    def make_head(welcome: Welcome) -> EngineClient:
+        layers = LayerConfig(first=0, stop=welcome.cut)
+        engine = EngineConfig(model=config.model, layers=layers)
+        return InProcessEngine(engine, config.codec, welcome.profile)
 
     async def dial_server() -> Link:
         return await connect(config.server, config.api_key, config.timeout_s)
 
     return SplitSession(
-        dial or dial_server, make_head, hello, config.timeout_s, config.resume_timeout_s
+        dial or dial_server,
+        make_head,
+        hello,
+        config.timeout_s,
+        config.resume_timeout_s,
+        partial(fetch_profile, config.server, config.api_key, config.timeout_s),
     )
 
 

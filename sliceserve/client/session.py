@@ -11,12 +11,14 @@ from dataclasses import replace
 from sliceserve.client.connection import Dial, Dialer
 from sliceserve.client.errors import RequestFailed, SplitError
 from sliceserve.client.line import Line, cancel_and_wait
+from sliceserve.client.profiles import FetchProfile, hold_profile
 from sliceserve.client.request import SplitRequest
 from sliceserve.client.stats import RequestStats, SessionStats
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.client import EngineClient, EngineDead, RequestStream
 from sliceserve.engine.generation import Generated
 from sliceserve.engine.messages import AppendTokens, Cancel, EngineInfo, Open
+from sliceserve.engine.profiles import profile_store
 from sliceserve.transport.messages import Hello, Welcome
 
 
@@ -24,32 +26,41 @@ class SplitSession:
     """A ``Generator`` whose first layers run here and whose others run on the server, for many
     requests at once. Lives on one event loop.
 
-    ``dial`` makes a link, ``make_head`` an engine for the layers below a cut (not yet started),
-    ``hello`` says what is wanted. ``timeout_s`` bounds each wait for the server,
-    ``resume_timeout_s`` the time to get a lost connection back.
+    ``dial`` makes a link, ``make_head`` an engine (not yet started) for the layers below the cut
+    that a Welcome names, ``hello`` says what is wanted. ``fetch_profile`` gets what a codec with a
+    profile lacks. ``timeout_s`` bounds each wait for the server, ``resume_timeout_s`` the time to
+    get a lost connection back.
     """
 
     def __init__(
         self,
         dial: Dial,
-        make_head: Callable[[int], EngineClient],
+        make_head: Callable[[Welcome], EngineClient],
         hello: Hello,
         timeout_s: float = 60.0,
         resume_timeout_s: float = 30.0,
+        fetch_profile: FetchProfile | None = None,
     ) -> None:
         self._line = Line(Dialer(dial, hello, timeout_s, resume_timeout_s), timeout_s)
         self._make_head = make_head
+        self._fetch_profile = fetch_profile
         self._codec = hello.codec
         self._ids = itertools.count(1)
         self._head: EngineClient | None = None
 
     async def start(self) -> None:
-        """Connect, then load the head up to the cut that the server chose.
+        """Connect, fetch the codec's profile if it is missing, and load the head up to the cut that
+        the server chose.
 
-        Raises ConnectionRefused, or SplitError for a head that cannot be loaded.
+        Raises ConnectionRefused, or SplitError for a profile or head that cannot be loaded.
         """
         await self._line.start()
-        head = self._make_head(self.welcome.cut)
+        try:
+            await self._hold_profile(self.welcome.profile)
+        except BaseException:
+            await self._line.close()
+            raise
+        head = self._make_head(self.welcome)
         try:
             await head.start()
         except BaseException as error:
@@ -137,6 +148,10 @@ class SplitSession:
                 head.send(Cancel(head_id))
             if listener is not None:
                 await cancel_and_wait(listener)
+
+    async def _hold_profile(self, digest: str | None) -> None:
+        if digest is not None and self._fetch_profile is not None:
+            await hold_profile(profile_store(), digest, self._fetch_profile)
 
     def _settle(self, sampling: SamplingParams, num_prompt: int) -> SamplingParams:
         """Fill in what two servers might choose differently. Raises RequestFailed for a prompt

@@ -5,6 +5,7 @@ from typing import get_args
 import torch
 
 from sliceserve.codec.base import Codec, CodecError, Run
+from sliceserve.codec.calibrated import WIRE_ID as CALIBRATED
 from sliceserve.codec.calibrated import CalibratedCodec
 from sliceserve.codec.int8 import Int8Codec
 from sliceserve.codec.passthrough import PassthroughCodec
@@ -41,6 +42,13 @@ def build_codec(
     if config.name == "rans":
         return RansCodec(config.rans, hidden_size)
     return PassthroughCodec(getattr(torch, config.name), hidden_size)
+
+
+def wire_id(config: CodecConfig, hidden_size: int) -> str:
+    """What the packets of the codec that ``config`` names are called, with or without a profile."""
+    if config.name == "calibrated":
+        return CALIBRATED
+    return build_codec(config, hidden_size).wire_id
 
 
 def codec_for_wire(wire_id: str, hidden_size: int) -> Codec:

@@ -75,9 +75,10 @@ def encoder_for_profile(path: Path, cut: int, digest: str | None, config: "Codec
     from sliceserve.codec.profile import Profile, ProfileError
     from sliceserve.models.resolve import fingerprint
 
+    if digest is None:
+        raise ModelError(f"codec {config.name!r} needs a profile, and none was named")
     store = profile_store()
-    data = None if digest is None else store.get(digest)
-    if data is None:
+    if (data := store.get(digest)) is None:
         raise ModelError(
             f"profile {digest} of codec {config.name!r} is not in {store.folder}; a server that "
             "offers the codec hands its profile over"

@@ -43,6 +43,33 @@ def word_model(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, word_model):
+    """A folder with a random Llama of 6 layers and a tokenizer, and its transformers model."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=72,
+        intermediate_size=100,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=12,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        eos_token_id=2,
+        bos_token_id=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    path = tmp_path_factory.mktemp("tiny-llama")
+    AutoTokenizer.from_pretrained(word_model).save_pretrained(path)
+    model.save_pretrained(path)
+    return str(path), model
+
+
 @pytest.fixture
 def scripted(monkeypatch, server, word_model):
     """Clients that are made from now on talk to ``server``; the Pairs below them."""

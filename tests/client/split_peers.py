@@ -4,6 +4,7 @@ server whose tokens hash every packet it was given, so that no lost or changed b
 import asyncio
 import zlib
 from dataclasses import dataclass, field
+from typing import Any
 
 from sliceserve.client.session import SplitSession
 from sliceserve.configs import SamplingParams
@@ -156,6 +157,7 @@ class ScriptedServer:
         self.silent = False
         self.gap_at: int | None = None
         self.repeat_tokens = False
+        self.profile: str | None = None
         self.refuse: wire.Error | LinkRefused | None = None
         self.refuse_open: wire.Error | None = None
         self.received: list[wire.Control | DataFrame] = []
@@ -216,6 +218,7 @@ class ScriptedServer:
         return wire.Welcome(
             cut=CUT if hello.cut is None else hello.cut,
             codec=hello.codec,
+            profile=self.profile,
             model="scripted",
             num_layers=10,
             max_model_len=100,
@@ -317,15 +320,15 @@ class ScriptedServer:
 class Pair:
     """A session between a scripted head and a scripted server."""
 
-    def __init__(self, server: ScriptedServer, model_path: str = "", **options: float) -> None:
+    def __init__(self, server: ScriptedServer, model_path: str = "", **options: Any) -> None:
         self.server = server
         self.model_path = model_path
         self.head: ScriptedHead | None = None
         hello = wire.Hello(fingerprint="abc", codec=CODEC)
         self.session = SplitSession(server.dial, self._make_head, hello, **options)
 
-    def _make_head(self, cut: int) -> ScriptedHead:
-        self.head = ScriptedHead(cut, self.model_path)
+    def _make_head(self, welcome: wire.Welcome) -> ScriptedHead:
+        self.head = ScriptedHead(welcome.cut, self.model_path)
         return self.head
 
     async def generate(self, prompt: list[int], sampling: SamplingParams) -> list[int]:

@@ -35,13 +35,14 @@ async def split_server(
     port: int = 0,
     api_keys: tuple[str, ...] = (),
     profiles: Literal["auto", "off"] = "off",
+    cuts: tuple[int, ...] = (1, 3, 5),
     **scheduler: int,
 ) -> AsyncIterator[SplitServer]:
-    """Layers from ``first`` on, in float32, with cuts 1, 3 and 5; ``port`` 0 takes a free one."""
+    """Layers from ``first`` on, in float32; ``port`` 0 takes a free one."""
     engine = InProcessEngine(
         EngineConfig(
             model=ModelConfig(model=path, dtype="float32", device="cpu"),
-            layers=LayerConfig(first=first, cuts=(1, 3, 5)),
+            layers=LayerConfig(first=first, cuts=cuts),
             cache=CacheConfig(num_tokens=2048, block_size=8),
             scheduler=SchedulerConfig(**scheduler),
             profiles=profiles,

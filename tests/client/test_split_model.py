@@ -25,32 +25,6 @@ def _cache_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory, word_model):
-    """A folder with a random Llama of 6 layers and a tokenizer, and its transformers model."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=72,
-        intermediate_size=100,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=12,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        eos_token_id=2,
-        bos_token_id=1,
-    )
-    model = LlamaForCausalLM(config).eval()
-    path = tmp_path_factory.mktemp("tiny-llama")
-    AutoTokenizer.from_pretrained(word_model).save_pretrained(path)
-    model.save_pretrained(path)
-    return str(path), model
-
-
-@pytest.fixture(scope="module")
 def greedy(tiny):
     """Tokens that transformers chooses after a prompt."""
 
