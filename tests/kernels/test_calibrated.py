@@ -106,11 +106,12 @@ def test_cpu_agrees_on_rows_of_a_model():
 
 
 @pytest.mark.parametrize(
-    ("hidden_size", "num_lanes", "payload_bytes"), [(1, 1, 3), (16, 1, 2), (19, 4, 0), (12, 8, 3)]
+    ("hidden_size", "num_lanes", "payload_bytes"), [(1, 1, 3), (10, 1, 2), (15, 4, 0), (12, 8, 3)]
 )
 def test_backend_writes_and_reads_as_the_reference(backend, hidden_size, num_lanes, payload_bytes):
     tables = tables_with(hidden_size, num_lanes)
-    y64, points, payloads = rows_for(tables, 35)
+    # Two programs, of which the second has empty places.
+    y64, points, payloads = rows_for(tables, 32 // num_lanes + 3)
     payloads &= (1 << 8 * payload_bytes) - 1
     operation = backend.load("calibrated")
     assert_agrees(y64, points, payloads, tables, LAMBDA, payload_bytes, operation, backend.device)
@@ -267,8 +268,12 @@ def test_settings_out_of_range_are_refused():
         calibrated.encode(*rows, tables, calibrated.MAX_LAMBDA + 1, 3)
     with pytest.raises(ValueError, match="payload"):
         calibrated.encode(*rows, tables, LAMBDA, 1)
-    with pytest.raises(TypeError, match="int32"):
+    with pytest.raises(ValueError, match="y64 is"):
         calibrated.encode(rows[0].long(), *rows[1:], tables, LAMBDA, 3)
+    with pytest.raises(ValueError, match=r"\(1, 7\), expected .*\(1, 8\)"):
+        calibrated.encode(rows[0][:, :7], *rows[1:], tables, LAMBDA, 3)
+    with pytest.raises(ValueError, match=r"\(1, 8\), expected .*\(2, 8\)"):
+        calibrated.quantize(rows[0], rows[1].repeat(2), tables, LAMBDA)
 
 
 @pytest.mark.parametrize(

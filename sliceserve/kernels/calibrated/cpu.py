@@ -26,13 +26,14 @@ def quantize(
     y64: torch.Tensor, points: torch.Tensor, tables: Tables, lambda_: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     layout.expect_lambda(lambda_)
-    rows = layout.expect_dtype(y64, torch.int32).numpy()
+    y64, points, _ = layout.expect_rows(y64, points, points.int(), tables)
+    rows = y64.numpy()
     levels = np.empty(rows.shape, np.int16)
     quantizers = np.empty(rows.shape, np.uint8)
     classes = np.empty(rows.shape[0], np.uint8)
     index, fault = _quantize_rows(
         rows,
-        layout.expect_dtype(points, torch.uint8).numpy(),
+        points.numpy(),
         *_encoder_tables(tables),
         lambda_,
         levels,
@@ -54,14 +55,15 @@ def encode(
 ) -> tuple[list[bytes], torch.Tensor]:
     layout.expect_lambda(lambda_)
     layout.expect_payload_bytes(payload_bytes)
-    rows = layout.expect_dtype(y64, torch.int32).numpy()
+    y64, points, payloads = layout.expect_rows(y64, points, payloads, tables)
+    rows = y64.numpy()
     reconstructed = np.empty(rows.shape, np.int32)
     packets = np.empty((rows.shape[0], tables.max_packet_bytes(payload_bytes)), np.uint8)
     begins = np.empty(rows.shape[0], np.int64)
     index, fault = _encode_rows(
         rows,
-        layout.expect_dtype(points, torch.uint8).numpy(),
-        layout.expect_dtype(payloads, torch.int32).numpy(),
+        points.numpy(),
+        payloads.numpy(),
         payload_bytes,
         tables.starts,
         *_encoder_tables(tables),
@@ -208,6 +210,7 @@ def _encode_rows(
         if payload_bytes == 3:
             position -= 1
             packets[t, position] = payloads[t] >> 16
+        # The header.
         position -= 1
         packets[t, position] = classes[0] << POINT_BITS | points[t]
         begins[t] = position

@@ -215,10 +215,25 @@ def expect_lambda(lambda_: int) -> None:
         raise ValueError(f"lambda_ is {lambda_}, not 0 to {MAX_LAMBDA} (1/4096 step² per bit)")
 
 
-def expect_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor, contiguous. Raises TypeError for another dtype."""
-    if tensor.dtype != dtype:
-        raise TypeError(f"expected a tensor of {dtype}, got {tensor.dtype}")
+def expect_rows(
+    y64: torch.Tensor, points: torch.Tensor, payloads: torch.Tensor, tables: Tables
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The encoder's inputs, contiguous. Raises ValueError for other dtypes or shapes."""
+    num_rows = len(points)
+    return (
+        _contiguous("y64", y64, torch.int32, (num_rows, tables.hidden_size)),
+        _contiguous("points", points, torch.uint8, (num_rows,)),
+        _contiguous("payloads", payloads, torch.int32, (num_rows,)),
+    )
+
+
+def _contiguous(
+    name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]
+) -> torch.Tensor:
+    if tensor.dtype != dtype or tensor.shape != shape:
+        raise ValueError(
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}"
+        )
     return tensor.contiguous()
 
 

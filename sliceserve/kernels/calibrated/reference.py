@@ -1,10 +1,11 @@
 """The calibrated codec's kernel in Python's integers: what the bytes are by definition.
 
-**Dependent quantization**, as in VVC (ITU-T H.266, dep_quant; Schwarz et al., DCC 2019). Two quantizers
-of twice the step interleave: level k stands for 2k steps under the first, for 2k - sign(k) under
-the second. Which of them a component takes is known from the parities of the levels before it,
-by a machine of four states, so that the levels cost what a coarse quantizer's do and the error
-approaches that of a fine one. The encoder finds the path of least Σ error² + λ·rate (Viterbi).
+**Dependent quantization**, as in VVC (ITU-T H.266; Schwarz et al., "Hybrid Video Coding with
+Trellis-Coded Quantization", DCC 2019). Two quantizers of twice the step interleave: level k stands
+for 2k steps under the first, for 2k - sign(k) under the second. Which of them a component takes is
+known from the parities of the levels before it, by a machine of four states. The levels cost what a
+coarse quantizer's do, and the error is less. The encoder finds the path of least Σ error² + λ·rate
+(Viterbi) among the two levels around each input and, where one of them is 2, zero.
 
 **Class.** A token's frequencies are those of its class, by Σ |y| / σ over its components.
 

@@ -28,11 +28,9 @@ def encode(
 ) -> tuple[list[bytes], torch.Tensor]:
     layout.expect_lambda(lambda_)
     layout.expect_payload_bytes(payload_bytes)
+    y64, points, payloads = layout.expect_rows(y64, points, payloads, tables)
     num_rows, hidden_size = y64.shape
     device = y64.device
-    y64 = layout.expect_dtype(y64, torch.int32).contiguous()
-    points = layout.expect_dtype(points, torch.uint8).contiguous()
-    payloads = layout.expect_dtype(payloads, torch.int32).contiguous()
     reconstructed = torch.empty_like(y64)
     if num_rows == 0:
         return [], reconstructed

@@ -31,7 +31,8 @@ _LENGTH = tl.constexpr(int(Fault.LENGTH))
 _END = tl.constexpr(int(Fault.END))
 
 
-@triton.jit
+# What changes from step to step is not specialised: one compilation serves all.
+@triton.jit(do_not_specialize=["num_rows", "p_data"])
 def decode_kernel(
     p_data,
     p_offsets,
@@ -99,9 +100,8 @@ def decode_kernel(
         state |= _word(p_data, at, length, takes_1)
         extra = ((state & (_TOTAL - 1)) >> room).to(tl.int32)
         state = ((state >> _TOTAL_BITS) << room) | (state & ((1 << room) - 1))
-        state = tl.where(
-            takes_2, (state << 16) | _word(p_data, at + 2 * first, length, takes_2), state
-        )
+        word_2 = _word(p_data, at + 2 * first, length, takes_2)
+        state = tl.where(takes_2, (state << 16) | word_2, state)
 
         large = (1 << tl.maximum(bits - 1, 0)) + (extra >> 1) + (_NUM_DIRECT - 1)
         level = tl.where(symbol < _NUM_DIRECT, symbol, large)

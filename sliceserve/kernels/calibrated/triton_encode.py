@@ -37,7 +37,7 @@ _POINT = tl.constexpr(int(Fault.POINT))
 _PAYLOAD = tl.constexpr(int(Fault.PAYLOAD))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["payload_limit"])
 def classify_kernel(
     p_y,
     p_points,
@@ -71,7 +71,8 @@ def classify_kernel(
     tl.store(p_heads + i_t * 2, result)
 
 
-@triton.jit
+# The number of rows changes from step to step: one compilation serves all.
+@triton.jit(do_not_specialize=["num_rows", "lambda_"])
 def encode_kernel(
     p_y,
     p_points,
@@ -162,7 +163,9 @@ def encode_kernel(
         symbol = _symbol(level)
         # A component that is not there costs nothing.
         bits = tl.where(mask, extra_bits(symbol), 0)
-        above = tl.where(symbol < _NUM_DIRECT, 0, level - (_NUM_DIRECT - 1) - (1 << (bits - 1)))
+        above = tl.where(
+            symbol < _NUM_DIRECT, 0, level - (_NUM_DIRECT - 1) - (1 << tl.maximum(bits - 1, 0))
+        )
         extra = tl.where(bits > 0, (above << 1) | (y < 0).to(tl.int32), 0).to(tl.uint32)
         room = (-bits + _TOTAL_BITS).to(tl.uint32)
         spills_2 = (state >> _ROOM_BITS) >= (1 << room)
