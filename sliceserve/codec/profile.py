@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -15,6 +16,9 @@ from sliceserve.codec.base import CodecError
 from sliceserve.kernels.calibrated import NUM_POINTS, Tables
 
 FORMAT = 1
+
+# Packets have three bytes for a token id at most.
+MAX_VOCAB_SIZE = 1 << 24
 
 _KEY = "sliceserve.profile"
 
@@ -93,7 +97,7 @@ class Profile:
         try:
             settings = _settings(data)
             tensors = load(data)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ProfileError(f"this is no codec profile: {error}") from error
         _check(settings, tensors)
         try:
@@ -140,6 +144,8 @@ def _settings(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length])["__metadata__"]
     settings: dict[str, Any] = json.loads(metadata[_KEY])
+    if not isinstance(settings, dict):
+        raise TypeError("its settings are no object")
     if (found := settings.pop("format")) != FORMAT:
         raise ProfileError(
             f"the profile has format {found!r}, this release reads {FORMAT!r}; "
@@ -181,5 +187,12 @@ def _check(settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     for name in _TENSORS:
         if name in tensors and not bool(tensors[name].isfinite().all()):
             raise ProfileError(f"the profile's {name} is not finite")
-    if not (settings["base_step"] > 0 and settings["escape_norm"] > 0):
-        raise ProfileError("the profile's step and threshold must be positive")
+    if not (0 < settings["base_step"] < math.inf and 0 < settings["escape_norm"] < math.inf):
+        raise ProfileError("the profile's step and threshold must be positive and finite")
+    vocab_size = settings["vocab_size"]
+    if not 0 < vocab_size <= MAX_VOCAB_SIZE:
+        raise ProfileError(f"the profile's vocabulary of {vocab_size} does not fit three bytes")
+    if num_rows:
+        ids = tensors["token_ids"]
+        if not (bool((ids.diff() > 0).all()) and int(ids[0]) >= 0 and int(ids[-1]) < vocab_size):
+            raise ProfileError("the profile's token_ids must ascend within the vocabulary")

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from sliceserve.codec.profile import Profile
+from sliceserve.codec.profile import Profile, ProfileError
 from sliceserve.kernels import calibrated as kernel
 from sliceserve.kernels.row_products import row_products
 
@@ -32,8 +32,11 @@ class Quantization:
     @cached_property
     def _inverse(self) -> torch.Tensor:
         """Encoders alone need it."""
-        inverse: torch.Tensor = torch.linalg.inv(self._basis.cpu().double()).float()
-        return inverse.contiguous().to(self._device)
+        try:
+            inverse: torch.Tensor = torch.linalg.inv(self._basis.cpu().double())
+        except RuntimeError as error:
+            raise ProfileError(f"the profile's basis has no inverse: {error}") from error
+        return inverse.float().contiguous().to(self._device)
 
     def components(self, residual: torch.Tensor) -> torch.Tensor:
         """(n, d) residuals → (n, d) in the profile's basis."""
