@@ -37,12 +37,10 @@ def demo(
     """Answer a prompt with the model cut in two, between two processes on this machine."""
     settings = options.client_config(None, model=model, split=split, **codec_options)
     name = settings.model.model
-    server_options = ["--model", name]
-    if settings.split is not None:
-        server_options += ["--cuts", str(settings.split)]
     with ExitStack() as stack:
-        with stderr.status(f"Starting a server for {name} …"):
-            server = stack.enter_context(local_server(server_options))
+        with stderr.status(f"Starting a server for {name}; the first time takes a minute or two …"):
+            cut = _half(name) if settings.split is None else settings.split
+            server = stack.enter_context(local_server(["--model", name, "--cuts", str(cut)]))
         with stderr.status(f"Loading the first layers of {name} …"):
             from sliceserve.client.sync import SplitLLM
 
@@ -55,6 +53,14 @@ def demo(
             typer.echo(msgspec.json.encode(_report(llm, stats, text, settings.codec.name)))
         else:
             stdout.print(cost_table(stats, llm.split, llm.num_layers, settings.codec.name))
+
+
+def _half(model: str) -> int:
+    """A server that offers one cut needs but one profile of the codec."""
+    from sliceserve.models.resolve import resolve_model
+    from sliceserve.models.spec import ModelSpec
+
+    return ModelSpec.load(resolve_model(model)).num_layers // 2
 
 
 def _answer(llm: "SplitLLM", prompt: str, max_tokens: int, out: Any) -> str:
