@@ -29,19 +29,23 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     uvloop.run(main)
 
 
-def _ignore(url: str) -> None:
+def _ignore(_: str) -> None:
     pass
 
 
-async def run_server(config: ServerConfig, ready: Callable[[str], None] = _ignore) -> None:
+async def run_server(
+    config: ServerConfig,
+    ready: Callable[[str], None] = _ignore,
+    tell: Callable[[str], None] = _ignore,
+) -> None:
     """Serve a model until SIGINT or SIGTERM; then let live requests finish, for
     ``drain_timeout_s`` at most. A second signal ends them at once.
 
-    ``ready`` is called with the URL when the first request can be answered. Needs the main
-    thread. Raises ServerError.
+    ``ready`` is called with the URL when the first request can be answered, ``tell`` before that
+    with sentences about what takes long. Needs the main thread. Raises ServerError.
     """
     with Shutdown.on_signals() as shutdown, bind(config.host, config.port) as sock:
-        engine = EngineProcess(config.engine)
+        engine = EngineProcess(config.engine, tell)
         try:
             info = await shutdown.guard(engine.start())
             tokenizer = await asyncio.to_thread(

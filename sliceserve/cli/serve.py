@@ -119,7 +119,10 @@ async def _serve(settings: ServerConfig, json: bool, status: "Status") -> None:
         status.stop()
         announcements.append(asyncio.create_task(_announce(url, settings.api_keys, json)))
 
-    await run_server(settings, ready)
+    def tell(sentence: str) -> None:
+        status.update(f"{sentence} …")
+
+    await run_server(settings, ready, tell)
 
 
 async def _announce(url: str, api_keys: tuple[str, ...], json: bool) -> None:

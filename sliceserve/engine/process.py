@@ -1,7 +1,8 @@
 """An engine in a process of its own, behind ZeroMQ, so that sockets never hold up a forward pass.
 
 The process is ``python -m sliceserve.engine.worker``. It reads its settings as one JSON line from
-standard input, and ends when that pipe closes: an engine never outlives whoever started it.
+standard input, and ends when that pipe closes: an engine never outlives whoever started it. Lines
+on its standard output say what takes long while it starts.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import zmq.asyncio
 
 from sliceserve.configs import EngineConfig
 from sliceserve.engine.messages import Answer, Command, EngineInfo
+from sliceserve.engine.profiles import Tell
 from sliceserve.engine.streams import EngineStreams
 
 _STOP_TIMEOUT_S = 5.0
@@ -64,14 +66,16 @@ class RemoteEngine(EngineStreams):
 
 
 class EngineProcess(RemoteEngine):
-    """Starts the engine that it talks to, and ends it."""
+    """Starts the engine that it talks to, and ends it. ``tell`` hears sentences about what takes
+    long."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, tell: Tell = lambda sentence: None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="sliceserve-"))
         super().__init__(f"ipc://{self._folder}/engine")
         self._config = config
+        self._tell = tell
         self._process: asyncio.subprocess.Process | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
 
     @property
     def pid(self) -> int | None:
@@ -85,11 +89,15 @@ class EngineProcess(RemoteEngine):
             "sliceserve.engine.worker",
             self.address,
             stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(msgspec.json.encode(self._config) + b"\n")
-        self._watcher = asyncio.create_task(self._watch(self._process))
+        self._watchers = [
+            asyncio.create_task(self._watch(self._process)),
+            asyncio.create_task(self._listen(self._process.stdout)),
+        ]
         try:
             return await super().start()
         except BaseException:
@@ -97,8 +105,8 @@ class EngineProcess(RemoteEngine):
             raise
 
     async def stop(self) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
+        for watcher in self._watchers:
+            watcher.cancel()
         process = self._process
         if process is not None and process.returncode is None and process.stdin is not None:
             process.stdin.close()
@@ -115,3 +123,7 @@ class EngineProcess(RemoteEngine):
         # Its last words may still be on their way.
         await asyncio.sleep(0.2)
         self._die(f"the engine process ended unexpectedly with exit code {code}")
+
+    async def _listen(self, stdout: asyncio.StreamReader) -> None:
+        async for line in stdout:
+            self._tell(line.decode(errors="replace").strip())

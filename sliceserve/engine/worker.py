@@ -61,7 +61,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     mailbox = _RouterMailbox(sys.argv[1])
     try:
-        run_loop(build_engine(config), mailbox)
+        run_loop(build_engine(config, tell=_tell), mailbox)
     except Exception as error:
         # The last line of defence: whatever ended the engine, the server must hear of it.
         # It tells the operator; here it would be said twice.
@@ -69,6 +69,10 @@ def main() -> None:
             logger.exception("the engine ended")
         mailbox.fail(str(error) or repr(error))
         sys.exit(1)
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 def _end_with_parent() -> None:
