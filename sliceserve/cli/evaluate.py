@@ -1,6 +1,7 @@
 """`sliceserve eval`: what a codec costs the answer, at a cut and an operating point."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,6 +79,10 @@ def evaluate(
     ] = "float32",
     device: options.Device = None,
     config_file: options.ConfigFile = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw bits against quality, to a .png, .svg or .pdf; not with --tasks."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """What a codec costs the answer: every token passes through it at the cut.
@@ -92,6 +97,8 @@ def evaluate(
     from sliceserve.evaluation.tasks import find_tasks
     from sliceserve.evaluation.text import read_windows
 
+    if tasks and plot:
+        raise typer.BadParameter("--plot draws the quality of a text; leave --tasks out")
     found = find_tasks(tasks, allow_code_execution) if tasks else []
     clients = [
         options.client_config(
@@ -110,6 +117,9 @@ def evaluate(
     budgets = _budgets(bits_per_element) if bits_per_element else []
     cuts = [cut for part in split for cut in numbers(part)] if split else [clients[0].split]
     sweep = Sweep([whole.check_cut(cut) for cut in cuts], codecs, budgets, tokens_per_frame)
+    with stderr.status("Preparing codecs; a profile that is missing takes minutes …"):
+        for cut, settings in product(sweep.cuts, sweep.codecs):
+            whole.codec(settings, cut)
     if found:
         of_tasks = [
             result
@@ -121,6 +131,10 @@ def evaluate(
         windows = read_windows(data, whole.tokenizer, tokens, whole.spec.max_position_embeddings)
         results = text_quality(whole, windows, sweep, progress)
         finish(results, json, quality_table(results))
+        if plot:
+            from sliceserve.evaluation.plot import plot_quality
+
+            plot_quality(results, plot)
 
 
 def quality_table(results: Sequence[dict[str, Any]]) -> "Table":

@@ -4,13 +4,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from sliceserve.calibration import profiles_of
 from sliceserve.codec.base import Codec
+from sliceserve.codec.profile import Predictor, Profile
 from sliceserve.codec.registry import build_codec
 from sliceserve.configs import CodecConfig, LayerConfig, ModelConfig
 from sliceserve.engine.build import offered_cuts, pick_device, pick_dtype
 from sliceserve.evaluation.errors import EvaluationError
 from sliceserve.evaluation.prompts import Layout, Prompt, grouped
 from sliceserve.models.decoder import Decoder, KVCaches
+from sliceserve.models.embeddings import read_embeddings
 from sliceserve.models.resolve import resolve_model
 from sliceserve.models.spec import ModelSpec
 from sliceserve.models.tokenizer import Tokenizer
@@ -32,6 +35,8 @@ class WholeModel:
         self.spec = ModelSpec.load(self.path)
         self.device, self.dtype = pick_device(config), pick_dtype(config)
         self.tokenizer = Tokenizer.load(self.path, config.trust_remote_code)
+        self._profiles: dict[tuple[int, Predictor], Profile] = {}
+        self._embed = read_embeddings(self.path)
         self.decoder = Decoder.load(
             self.path, self.spec, 0, self.spec.num_layers, self.dtype, self.device
         )
@@ -41,8 +46,20 @@ class WholeModel:
         return str(self.dtype).removeprefix("torch.")
 
     def codec(self, config: CodecConfig, cut: int) -> Codec:
-        """The codec that ``config`` names, for hidden states that enter layer ``cut``."""
-        return build_codec(config, self.spec.hidden_size)
+        """The codec that ``config`` names, for hidden states that enter layer ``cut``.
+
+        The calibrated one takes the profile of this machine's cache, and makes it where there is
+        none, which takes minutes. Raises CalibrationError.
+        """
+        if config.name != "calibrated":
+            return build_codec(config, self.spec.hidden_size)
+        predictor: Predictor = "none" if config.calibrated.hide_tokens else "state"
+        if (cut, predictor) not in self._profiles:
+            # Calibration follows gradients, wherever the codec is asked for.
+            with torch.inference_mode(False), torch.enable_grad():
+                self._profiles |= profiles_of(self.path, [cut], [predictor])
+        profile = self._profiles[cut, predictor]
+        return build_codec(config, self.spec.hidden_size, profile, self._embed)
 
     def check_cut(self, cut: int | None) -> int:
         """``cut``, or the middle one of those that a server offers where it is None. Raises

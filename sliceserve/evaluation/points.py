@@ -13,7 +13,7 @@ from sliceserve.evaluation.coding import Runs, Traffic, decode, encode, traffic_
 from sliceserve.evaluation.model import WholeModel
 from sliceserve.evaluation.progress import Progress
 from sliceserve.evaluation.prompts import Prompt
-from sliceserve.evaluation.rates import finest, settings_in_force
+from sliceserve.evaluation.rates import finest, has_knob, settings_in_force
 from sliceserve.evaluation.states import capture
 
 # Rows on which settings are chosen for a budget, where there are more.
@@ -69,7 +69,8 @@ def choose_points(
     for cut, codec in product(sweep.cuts, sweep.codecs):
         configs = [codec]
         if sweep.budgets:
-            configs = [finest(codec, b, size, partial(rate, cut=cut)) for b in sweep.budgets]
+            budgets = sweep.budgets if has_knob(codec) else [max(sweep.budgets)]
+            configs = [finest(codec, b, size, partial(rate, cut=cut)) for b in budgets]
         chosen += (Point(cut, config) for config in configs)
     return list(dict.fromkeys(chosen))
 

@@ -58,6 +58,11 @@ def settings_in_force(config: CodecConfig) -> dict[str, Any]:
     return {} if own is None else asdict(own)
 
 
+def has_knob(config: CodecConfig) -> bool:
+    """Whether the codec has more than one rate."""
+    return config.name in _KNOBS
+
+
 def finest(
     config: CodecConfig, budget: float, hidden_size: int, measure: Callable[[CodecConfig], float]
 ) -> CodecConfig:

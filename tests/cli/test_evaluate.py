@@ -95,6 +95,15 @@ def test_wrong_usage_is_exit_code_2(evaluate, text, args):
     assert evaluate("--data", text, *args).exit_code == 2
 
 
+def test_a_picture_is_drawn(evaluate, text, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra [plot]")
+    path = tmp_path / "picture.png"
+    result = evaluate("--data", text, "--tokens", 60, "--plot", path)
+    assert result.exit_code == 0, result.output
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert evaluate("--data", tmp_path, "--tasks", "piqa", "--plot", path).exit_code == 2
+
+
 def test_tasks_are_answered_from_their_folder(evaluate, tmp_path):
     lines = [
         {"question": f"w{i}", "choices": ["w5 w6", f"w{2 * i}"], "answer": 0} for i in range(9, 15)

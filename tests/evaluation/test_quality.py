@@ -109,7 +109,7 @@ def test_a_lossless_codec_costs_bits_alone(whole, windows):
 
 
 def test_more_bits_are_better_at_every_cut(whole, windows):
-    sweep = Sweep([2, 4], [CodecConfig(), CodecConfig(name="int8")], budgets=[12, 5, 3])
+    sweep = Sweep([2, 4], [CodecConfig(), CodecConfig(name="int8")], budgets=[5, 3])
     with pytest.raises(EvaluationError, match="int8 has one rate"):
         text_quality(whole, windows, sweep)
     results = text_quality(whole, windows, Sweep([2, 4], [CodecConfig()], budgets=[12, 5, 3]))
@@ -122,7 +122,7 @@ def test_more_bits_are_better_at_every_cut(whole, windows):
 
 
 def test_one_setting_is_measured_once(whole, windows):
-    sweep = Sweep([3], [CodecConfig(name="int8")], budgets=[16, 12])
+    sweep = Sweep([3], [CodecConfig(name="int8")], budgets=[16, 12, 3])
     assert len(text_quality(whole, windows, sweep)) == 1
 
 
