@@ -1,6 +1,7 @@
 """SLICER (arXiv 2511.11608): asymmetric top-K filtering, magnitude splitting, adaptive bits.
 
-``reference`` says what the bytes are, ``layout`` where they stand.
+``reference`` says what the bytes are, ``layout`` where they stand. ``cpu`` and ``triton`` turn rows
+into raw packets and back; ``compress`` and ``expand`` entropy-code those, on the CPU.
 """
 
 from collections.abc import Sequence
