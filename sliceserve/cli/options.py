@@ -159,6 +159,7 @@ _SERVER_KEYS = {
     "device": "engine.model.device",
     "max_model_len": "engine.model.max_model_len",
     "first_layer": "engine.layers.first",
+    "profiles": "engine.profiles",
     "cuts": "engine.layers.cuts",
     "kv_cache_tokens": "engine.cache.num_tokens",
     "block_size": "engine.cache.block_size",

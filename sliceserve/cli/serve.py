@@ -35,6 +35,14 @@ def serve(
             help="Load the layers from this one on; above 0, split clients only.", show_default="0"
         ),
     ] = None,
+    profiles: Annotated[
+        str | None,
+        typer.Option(
+            help="auto makes the calibrated codec's profiles at a model's first start, which takes "
+            "minutes; off does without that codec.",
+            show_default=options.SERVER.engine.profiles,
+        ),
+    ] = None,
     max_model_len: options.MaxModelLen = None,
     kv_cache_tokens: Annotated[
         int | None,
@@ -92,6 +100,7 @@ def serve(
         device=device,
         cuts=cuts,
         first_layer=first_layer,
+        profiles=profiles,
         max_model_len=max_model_len,
         kv_cache_tokens=kv_cache_tokens,
         block_size=block_size,

@@ -43,7 +43,8 @@ def small(model: str, *args: str) -> list[str]:
 @pytest.fixture(scope="module")
 def server(tiny_model):
     cuts = ",".join(map(str, CUTS))
-    with local_server(small(tiny_model, "--cuts", cuts, "--kv-cache-tokens", "2048")) as server:
+    options = ["--cuts", cuts, "--kv-cache-tokens", "2048", "--profiles", "off"]
+    with local_server(small(tiny_model, *options)) as server:
         yield server
 
 

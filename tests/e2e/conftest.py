@@ -23,7 +23,8 @@ def start():
     def popen(*args: str, **env: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             [sys.executable, "-m", "sliceserve", *args],
-            env={**os.environ, **env},
+            # Making profiles takes minutes, and has tests of its own.
+            env={**os.environ, "SLICESERVE_ENGINE__PROFILES": "off", **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
