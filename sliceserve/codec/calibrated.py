@@ -22,6 +22,8 @@ from sliceserve.kernels.calibrated import ESCAPE, CalibratedError
 
 WIRE_ID = "calibrated/1"
 
+# The first byte of a packet that is sent apart.
+_APART = bytes((ESCAPE,))
 _TOKEN_BYTES = 3
 
 
@@ -80,32 +82,18 @@ class CalibratedCodec:
 
     def decode(self, packets: Sequence[bytes], out: torch.Tensor, runs: Sequence[Run] = ()) -> None:
         expect_one_row_each(packets, out, self.hidden_size)
-        side = self._side(out.device)
-        residual, token_ids = self._read(side, packets)
-        predicted = side.prediction.from_tokens(token_ids)
-        decoded = predicted + residual
-        if side.prediction.follows_states:
-            _expect_whole(runs, len(packets))
-            for rows, current in waves(runs):
-                previous = side.prediction.previous_of(current)
-                states = predicted[rows] + side.prediction.from_states(previous) + residual[rows]
-                decoded[rows] = states
-                for row, run, state in zip(rows, current, states, strict=True):
-                    run.previous = None if _is_apart(packets[row]) else state
-        for i, packet in enumerate(packets):
-            if _is_apart(packet):
-                self._apart.decode([self._vector(packet)], decoded[i : i + 1])
+        try:
+            decoded = self._decoded(packets, runs, out.device)
+        except CodecError:
+            # Usual packets are read before those apart: another may be the first bad one.
+            for i, packet in enumerate(packets):
+                self._check(packet, i)
+            raise
         refuse_rows(~decoded.isfinite().all(dim=1), "the decoded state is not finite")
         out.copy_(decoded)
 
     def check(self, packet: bytes) -> None:
-        if _is_apart(packet):
-            self._check_token(self._token_apart(packet), 0)
-            self._apart.check(self._vector(packet))
-        else:
-            with _codec_errors([0]):
-                token_id = self._side(torch.device("cpu")).quantization.check(packet)
-            self._check_token(token_id, 0)
+        self._check(packet, 0)
 
     def _encode_rows(
         self, side: "_Side", x: torch.Tensor, predicted: torch.Tensor, token_ids: torch.Tensor
@@ -122,13 +110,34 @@ class CalibratedCodec:
         )
         for i in apart:
             token = int(token_ids[i]).to_bytes(_TOKEN_BYTES, "little") if self.predicts else b""
-            packets[i] = bytes((ESCAPE,)) + token + self._apart.encode(x[i : i + 1])[0]
+            packets[i] = _APART + token + self._apart.encode(x[i : i + 1])[0]
         return packets, predicted + residual
+
+    def _decoded(
+        self, packets: Sequence[bytes], runs: Sequence[Run], device: torch.device
+    ) -> torch.Tensor:
+        """Packets → states (n, d) float32. Raises CodecError without a place in the batch."""
+        side = self._side(device)
+        residual, token_ids = self._read(side, packets)
+        predicted = side.prediction.from_tokens(token_ids)
+        decoded = predicted + residual
+        if side.prediction.follows_states:
+            _expect_whole(runs, len(packets))
+            for rows, current in waves(runs):
+                previous = side.prediction.previous_of(current)
+                states = predicted[rows] + side.prediction.from_states(previous) + residual[rows]
+                decoded[rows] = states
+                for row, run, state in zip(rows, current, states, strict=True):
+                    run.previous = None if _is_apart(packets[row]) else state
+        for i, packet in enumerate(packets):
+            if _is_apart(packet):
+                self._apart.decode([self._vector(packet)], decoded[i : i + 1])
+        return decoded
 
     def _read(self, side: "_Side", packets: Sequence[bytes]) -> tuple[torch.Tensor, torch.Tensor]:
         """Residuals (n, d), 0 for packets apart, and token ids (n,) int64 on the CPU."""
         usual = [i for i, packet in enumerate(packets) if not _is_apart(packet)]
-        with _codec_errors(usual):
+        with _codec_errors():
             residual, token_ids = side.quantization.read([packets[i] for i in usual])
         if len(usual) < len(packets):
             all_residuals = residual.new_zeros(len(packets), self.hidden_size)
@@ -138,9 +147,20 @@ class CalibratedCodec:
             for i in set(range(len(packets))).difference(usual):
                 all_ids[i] = self._token_apart(packets[i])
             residual, token_ids = all_residuals, all_ids
-        for i in (token_ids >= self.profile.vocab_size).nonzero().flatten().tolist():
-            self._check_token(int(token_ids[i]), i)
+        self._refuse_tokens(token_ids)
         return residual, token_ids
+
+    def _check(self, packet: bytes, index: int) -> None:
+        try:
+            if _is_apart(packet):
+                self._apart.check(self._vector(packet))
+                token_id = self._token_apart(packet)
+            else:
+                with _codec_errors():
+                    token_id = self._side(torch.device("cpu")).quantization.check(packet)
+            self._refuse_tokens(torch.tensor([token_id]))
+        except CodecError as error:
+            raise CodecError(str(error), index) from error
 
     def _token_apart(self, packet: bytes) -> int:
         return int.from_bytes(packet[1 : 1 + _TOKEN_BYTES], "little") if self.predicts else 0
@@ -148,10 +168,10 @@ class CalibratedCodec:
     def _vector(self, packet: bytes) -> bytes:
         return packet[1 + (_TOKEN_BYTES if self.predicts else 0) :]
 
-    def _check_token(self, token_id: int, index: int) -> None:
-        if token_id >= self.profile.vocab_size:
+    def _refuse_tokens(self, token_ids: torch.Tensor) -> None:
+        if len(token_ids) and (largest := int(token_ids.max())) >= self.profile.vocab_size:
             raise CodecError(
-                f"token id {token_id} is not below {self.profile.vocab_size}, the vocabulary", index
+                f"token id {largest} is not below {self.profile.vocab_size}, the vocabulary"
             )
 
     def _token_ids(self, runs: Sequence[Run], num_rows: int) -> torch.Tensor:
@@ -185,7 +205,7 @@ class _Side:
 
 
 def _is_apart(packet: bytes) -> bool:
-    return bool(packet) and packet[0] >= ESCAPE
+    return packet[:1] == _APART
 
 
 def _expect_whole(runs: Sequence[Run], num_rows: int) -> None:
@@ -194,9 +214,8 @@ def _expect_whole(runs: Sequence[Run], num_rows: int) -> None:
 
 
 @contextmanager
-def _codec_errors(indices: Sequence[int]) -> Iterator[None]:
-    """``indices``: the place in the batch of each packet that the kernel is given."""
+def _codec_errors() -> Iterator[None]:
     try:
         yield
     except CalibratedError as error:
-        raise CodecError(str(error), indices[error.index]) from error
+        raise CodecError(str(error)) from error
