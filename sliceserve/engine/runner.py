@@ -20,8 +20,8 @@ from sliceserve.scheduler.plan import ScheduledRequest, StepOutput, StepPlan
 
 
 class BadRow(RuntimeError):
-    """A packet that adds up to nothing, or a row that cannot be coded. Nothing of the step counts;
-    without ``request_id`` it can run again."""
+    """A row of ``request_id`` that cannot be decoded or encoded. Nothing of the step counts; it can
+    run again without that request."""
 
     def __init__(self, request_id: str, message: str) -> None:
         super().__init__(message)
