@@ -84,7 +84,8 @@ class Int8Codec:
     def _fields(self, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Packets as (T, groups) int16 scale bits and (T, d) int8 codes."""
         split = 2 * self._num_groups
-        bits = packed[:, :split].contiguous().view(torch.int16)
+        # Cloned, because a view of wider elements needs its strides to be even, too.
+        bits = packed[:, :split].clone(memory_format=torch.contiguous_format).view(torch.int16)
         return bits, packed[:, split:].contiguous().view(torch.int8)
 
     def _grouped(self, rows: torch.Tensor) -> torch.Tensor:

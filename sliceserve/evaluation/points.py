@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -61,6 +61,8 @@ def choose_points(
     cannot keep."""
     size = model.spec.hidden_size
 
+    # Searches for several budgets try the same settings first.
+    @cache
     def rate(config: CodecConfig, cut: int) -> float:
         packets = encode(model.codec(config, cut), states[cut], Runs(prompts, with_token_ids=True))
         return traffic_of_prompts(packets, prompts, sweep.tokens_per_frame).rate(size)

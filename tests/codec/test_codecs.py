@@ -178,3 +178,14 @@ def test_refuses_a_hidden_size_beyond_its_format(name):
 
 def test_warm_up(codec):
     warm_up(codec)
+
+
+@pytest.mark.parametrize("hidden_size", [1, 7, 63, 65])
+def test_int8_of_odd_sizes(hidden_size):
+    codec = build_codec(CodecConfig(name="int8"), hidden_size)
+    row = torch.linspace(-1, 1, hidden_size)[None]
+    (packet,) = codec.encode(row)
+    codec.check(packet)
+    out = torch.empty_like(row)
+    codec.decode([packet], out)
+    assert (out - row).abs().max() <= 1 / 127
