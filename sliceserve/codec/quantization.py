@@ -44,8 +44,11 @@ class Quantization:
 
     def fits(self, components: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """(n,) bool: whether all components are within reach of the points' steps."""
-        reach = self._steps[points] * (kernel.MAX_INPUT // _UNITS - 1)
-        return components.abs().amax(dim=1) < reach
+        return components.abs().amax(dim=1) < self.reach(points)
+
+    def reach(self, points: torch.Tensor) -> torch.Tensor:
+        """(n,): the largest magnitude that each point's step can tell."""
+        return self._steps[points] * (kernel.MAX_INPUT // _UNITS - 1)
 
     def write(
         self, components: torch.Tensor, points: torch.Tensor, token_ids: torch.Tensor
@@ -58,7 +61,7 @@ class Quantization:
             payloads = torch.zeros_like(payloads)
         packets, units = kernel.encode(
             scaled.round().to(torch.int32),
-            points.to(torch.uint8),
+            points.to(self._device, torch.uint8),
             payloads,
             self._tables,
             LAMBDA,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from sliceserve.codec.base import CodecError
 from sliceserve.codec.profile import Profile
 from sliceserve.codec.quantization import Quantization
 from sliceserve.configs import CalibratedConfig
@@ -13,6 +14,8 @@ from sliceserve.kernels.row_products import row_products
 
 # How far its sensitivity moves a token's point from the average at most.
 MAX_SHIFT = 6
+
+_COARSEST = torch.tensor([NUM_POINTS - 1])
 
 
 class RateControl:
@@ -39,6 +42,13 @@ class RateControl:
                 np.arange(NUM_POINTS - 1, -1, -1),
             )
         )
+        if (cap := config.bits_per_token) is not None:
+            nothing = torch.zeros(1, profile.hidden_size, device=device)
+            largest_id = torch.tensor([profile.vocab_size - 1])
+            if (least := int(self._sizes(nothing, _COARSEST, largest_id))) > cap:
+                raise CodecError(
+                    f"bits_per_token must be at least {least} for this model, got {cap}"
+                )
 
     def points(
         self,
@@ -48,54 +58,84 @@ class RateControl:
         token_ids: torch.Tensor,
     ) -> torch.Tensor:
         """Tokens x (n, d), their prediction, the rest in the profile's basis, and ids (n,) →
-        points (n,) int64 on the CPU; -1 for a token that no step suits."""
-
-        def written(points: torch.Tensor) -> tuple[torch.Tensor, list[bytes], torch.Tensor]:
-            fits = self._quantization.fits(components, points)
-            reachable = torch.where(fits[:, None], components, 0)
-            packets, residual = self._quantization.write(reachable, points, token_ids)
-            return fits, packets, residual
+        points (n,) int64 on the CPU; -1 for a token that no step suits. Under a cap there is none:
+        ``components`` lose what the coarsest step has no room for."""
 
         if (cap := self._config.bits_per_token) is not None:
 
             def is_small(points: torch.Tensor) -> torch.Tensor:
-                fits, packets, _ = written(points)
-                return fits.cpu() & torch.tensor([8 * len(packet) <= cap for packet in packets])
+                fits = self._quantization.fits(components, points)
+                reachable = torch.where(fits[:, None], components, 0)
+                return fits.cpu() & (self._sizes(reachable, points, token_ids) <= cap)
 
-            points = _first(is_small, len(x))
-            return torch.where(points == NUM_POINTS, -1, points)
+            points = _first(is_small, len(x), NUM_POINTS)
+            too_large = points == NUM_POINTS
+            if bool(too_large.any()):
+                components[too_large] = self._trimmed(
+                    components[too_large], token_ids[too_large], cap
+                )
+            return points.clamp(max=NUM_POINTS - 1)
         if (budget := self._config.distortion) is not None:
-            energy = x.square().sum(dim=1)
+            energy = _energy(x)
 
             def is_coarse(points: torch.Tensor) -> torch.Tensor:
-                fits, _, residual = written(points)
-                error = (x - (predicted + residual)).square().sum(dim=1)
+                fits = self._quantization.fits(components, points)
+                reachable = torch.where(fits[:, None], components, 0)
+                _, residual = self._quantization.write(reachable, points, token_ids)
+                error = _energy(x - (predicted + residual))
                 return (fits & (error > budget * energy)).cpu()
 
-            points = _first(is_coarse, len(x)) - 1
+            points = _first(is_coarse, len(x), NUM_POINTS) - 1
             fits = self._quantization.fits(components, points.clamp(min=0).to(x.device))
             return torch.where(fits.cpu(), points, -1)
         return self._by_sensitivity(x, components)
+
+    def _trimmed(self, components: torch.Tensor, token_ids: torch.Tensor, cap: int) -> torch.Tensor:
+        """As many of the largest components (n, d) as the cap has room for at the coarsest step,
+        zeros for the others."""
+        points = _COARSEST.expand(len(components))
+        reach = self._quantization.reach(_COARSEST)
+        reachable = components.nan_to_num().clamp(-reach, reach)
+        ranks = reachable.abs().argsort(dim=1, stable=True).argsort(dim=1)  # 0: the smallest
+
+        def without(num_smallest: torch.Tensor) -> torch.Tensor:
+            return torch.where(ranks < num_smallest[:, None].to(ranks.device), 0, reachable)
+
+        def is_small(num_smallest: torch.Tensor) -> torch.Tensor:
+            return self._sizes(without(num_smallest), points, token_ids) <= cap
+
+        return without(_first(is_small, len(components), components.shape[1]))
+
+    def _sizes(
+        self, components: torch.Tensor, points: torch.Tensor, token_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Bits of each packet, (n,) on the CPU."""
+        packets, _ = self._quantization.write(components, points, token_ids)
+        return torch.tensor([8 * len(packet) for packet in packets])
 
     def _by_sensitivity(self, x: torch.Tensor, components: torch.Tensor) -> torch.Tensor:
         """Tokens whose error moves the answer more than others' get finer steps."""
         shift = row_products(x - self._mean, self._direction)[:, 0] + self._offset
         shifted = self._base + shift.clamp(-MAX_SHIFT, MAX_SHIFT)
         points = shifted.round().long().clamp(0, NUM_POINTS - 1)
-        # As a product, so that a row's norm does not depend on its neighbours.
-        energy = row_products(x.square(), torch.ones_like(self._direction))[:, 0]
-        is_usual = energy <= self._escape_norm**2
+        is_usual = _energy(x) <= self._escape_norm**2
         return torch.where(is_usual & self._quantization.fits(components, points), points, -1).cpu()
 
 
-def _first(holds: Callable[[torch.Tensor], torch.Tensor], num_rows: int) -> torch.Tensor:
-    """For each row the lowest point (int64, NUM_POINTS if none) from which on ``holds`` is true,
+def _energy(rows: torch.Tensor) -> torch.Tensor:
+    """(n,): squared norms; as products, so that a row's does not depend on its neighbours."""
+    ones = torch.ones(rows.shape[1], 1, device=rows.device)
+    return row_products(rows.square(), ones)[:, 0]
+
+
+def _first(holds: Callable[[torch.Tensor], torch.Tensor], num_rows: int, stop: int) -> torch.Tensor:
+    """For each row the lowest number (int64, ``stop`` if none) from which on ``holds`` is true,
     by bisection: it is false below and true above, or nearly so, and was seen true there."""
     low = torch.zeros(num_rows, dtype=torch.int64)
-    high = torch.full((num_rows,), NUM_POINTS)
+    high = torch.full((num_rows,), stop)
     while bool((low < high).any()):
         middle = (low + high) // 2
-        is_true = holds(middle.clamp(max=NUM_POINTS - 1))
+        is_true = holds(middle.clamp(max=stop - 1))
         is_open = low < high
         high = torch.where(is_open & is_true, middle, high)
         low = torch.where(is_open & ~is_true, middle + 1, low)

@@ -82,10 +82,10 @@ def encode(codec, rows, token_ids):
     return codec.encode(rows, [run]), run.previous
 
 
-def decode(codec, packets):
+def decode(codec, packets, device="cpu"):
     """States of one run, and the one that it carries on."""
     run = Run(len(packets))
-    out = torch.empty(len(packets), codec.hidden_size)
+    out = torch.empty(len(packets), codec.hidden_size, device=device)
     codec.decode(packets, out, [run])
     return out, run.previous
 

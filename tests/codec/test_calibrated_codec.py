@@ -67,32 +67,50 @@ def test_fine_steps_leave_small_errors(codec):
     assert relative_error(rows, decode(codec, packets)[0]) < 0.005
 
 
-@pytest.mark.parametrize(
-    "config", [{"bits_per_element": 2.0}, {"distortion": 0.05}, {"bits_per_token": 256}]
-)
+CONFIGS = [{"bits_per_element": 2.0}, {"distortion": 0.05}, {"bits_per_token": 256}]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_packets_and_states_do_not_depend_on_the_batch(codec, config):
+    expect_independence(make_codec(codec.profile.predictor, **config), "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("config", CONFIGS)
+def test_nor_do_they_on_a_gpu(codec, config):
     codec = make_codec(codec.profile.predictor, **config)
+    expect_independence(codec, "cuda")
+    rows, token_ids = make_run(30, apart=(0, 9), profile=codec.profile)
+    packets, _ = encode(codec, rows.cuda(), token_ids)
+    there, here = (decode(codec, packets, device)[0].cpu() for device in ("cuda", "cpu"))
+    assert relative_error(there, here) < 1e-8
+
+
+def expect_independence(codec, device):
+    """Runs alone, together, and in chunks."""
     lengths, apart = (9, 1, 5, 12), ((0, 4), (), (4,), (3, 4))
     made = [make_run(n, i, apart[i], codec.profile) for i, n in enumerate(lengths)]
+    made = [(rows.to(device), ids) for rows, ids in made]
     alone = [encode(codec, *run) for run in made]
 
     runs = [Run(0), *(Run(len(rows), ids) for rows, ids in made)]
     together = codec.encode(torch.cat([rows for rows, _ in made]), runs)
     assert together == [packet for packets, _ in alone for packet in packets]
-    out = torch.empty(sum(lengths), HIDDEN_SIZE)
+    out = torch.empty(sum(lengths), HIDDEN_SIZE, device=device)
     codec.decode(together, out, [Run(n) for n in lengths])
 
     for (rows, ids), (packets, _), states in zip(made, alone, out.split(lengths), strict=True):
-        assert torch.equal(states, decode(codec, packets)[0])
+        assert torch.equal(states, decode(codec, packets, device)[0])
         encoder, decoder = Run(0), Run(0)
         for first in range(0, len(rows), 3):
-            stop = min(first + 3, len(rows))
-            encoder.num_rows = decoder.num_rows = stop - first
-            encoder.token_ids = ids[first:stop]
-            assert codec.encode(rows[first:stop], [encoder]) == packets[first:stop]
-            chunk = torch.empty(stop - first, HIDDEN_SIZE)
-            codec.decode(packets[first:stop], chunk, [decoder])
-            assert torch.equal(chunk, states[first:stop])
+            chunk = slice(first, min(first + 3, len(rows)))
+            encoder.token_ids = ids[chunk]
+            encoder.num_rows = decoder.num_rows = len(ids[chunk])
+            assert codec.encode(rows[chunk], [encoder]) == packets[chunk]
+            decoded = torch.empty_like(states[chunk])
+            codec.decode(packets[chunk], decoded, [decoder])
+            assert torch.equal(decoded, states[chunk])
 
 
 def test_both_sides_carry_the_same_state_on():
