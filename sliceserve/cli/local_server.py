@@ -31,11 +31,12 @@ class LocalServer:
 
 
 @contextlib.contextmanager
-def local_server(options: Sequence[str], timeout_s: float = 600.0) -> Iterator[LocalServer]:
+def local_server(options: Sequence[str], timeout_s: float = 1800.0) -> Iterator[LocalServer]:
     """Run ``sliceserve serve`` with ``options`` in a process of its own, on a free port of the
     loopback, while the context is open. Raises LocalServerError if it is not ready in time.
 
-    The first start of a model converts or downloads it, which may take minutes.
+    The first start of a model converts or downloads it and makes the codec's profiles, which may
+    take minutes.
     """
     command = [sys.executable, "-m", "sliceserve", "serve", "--json"]
     command += ["--host", "127.0.0.1", "--port", "0", *options]

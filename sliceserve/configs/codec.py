@@ -81,7 +81,7 @@ class CalibratedConfig:
 class CodecConfig:
     """The codec of a connection. float32, float16 and bfloat16 pass values through."""
 
-    name: CodecName = "slicer"
+    name: CodecName = "calibrated"
     slicer: SlicerConfig = SlicerConfig()
     rans: RansConfig = RansConfig()
     calibrated: CalibratedConfig = CalibratedConfig()

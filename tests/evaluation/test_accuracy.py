@@ -61,7 +61,7 @@ def test_a_bad_codec_answers_otherwise(whole, folder, monkeypatch):
 
 
 def test_budgets_are_kept_on_the_items(whole, folder):
-    sweep = Sweep([3], [CodecConfig()], budgets=[6, 4])
+    sweep = Sweep([3], [CodecConfig(name="slicer")], budgets=[6, 4])
     fine, coarse = task_accuracy(whole, TASKS["piqa"], folder, 10, sweep)
     assert (fine["num_items"], coarse["num_items"]) == (10, 10)
     assert 5 < fine["bits_per_element"] <= 6

@@ -109,10 +109,12 @@ def test_a_lossless_codec_costs_bits_alone(whole, windows):
 
 
 def test_more_bits_are_better_at_every_cut(whole, windows):
-    sweep = Sweep([2, 4], [CodecConfig(), CodecConfig(name="int8")], budgets=[5, 3])
+    sweep = Sweep([2, 4], [CodecConfig(name="slicer"), CodecConfig(name="int8")], budgets=[5, 3])
     with pytest.raises(EvaluationError, match="int8 has one rate"):
         text_quality(whole, windows, sweep)
-    results = text_quality(whole, windows, Sweep([2, 4], [CodecConfig()], budgets=[12, 5, 3]))
+    results = text_quality(
+        whole, windows, Sweep([2, 4], [CodecConfig(name="slicer")], budgets=[12, 5, 3])
+    )
     assert [result["split"] for result in results] == [2, 2, 2, 4, 4, 4]
     for finest, middle, coarsest in (results[:3], results[3:]):
         assert finest["kl"] < middle["kl"] < coarsest["kl"]
@@ -139,7 +141,7 @@ def test_smaller_frames_cost_more(whole, windows):
 
 
 def test_the_uncut_model_runs_once(whole, windows, cache, monkeypatch):
-    sweep = Sweep([2], [CodecConfig()])
+    sweep = Sweep([2], [CodecConfig(name="slicer")])
     first = text_quality(whole, windows, sweep)
     (kept,) = (cache / "eval").iterdir()
     ranges = []

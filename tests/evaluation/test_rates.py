@@ -22,7 +22,7 @@ def bits_by_slicer(config):
 @given(st.floats(0.01, 9))
 def test_the_budget_is_kept_and_used(budget):
     """With as many bits as elements that survive, the setting can be told by hand."""
-    config = CodecConfig()
+    config = CodecConfig(name="slicer")
 
     def bits(config):
         return 8 * (1 - config.slicer.sparsity)
@@ -38,14 +38,14 @@ def test_the_budget_is_kept_and_used(budget):
 
 @pytest.mark.parametrize("budget", [2.5, 3.5, 5.0])
 def test_slicer_drops_as_little_as_it_may(budget):
-    config = CodecConfig(slicer=SlicerConfig(distortion=0.02))
+    config = CodecConfig(name="slicer", slicer=SlicerConfig(distortion=0.02))
     chosen = finest(config, budget, SIZE, bits_by_slicer)
     kept = round((1 - chosen.slicer.sparsity) * SIZE)
     assert chosen.slicer.distortion == 0.02
     assert bits_by_slicer(chosen) <= budget
     if kept < SIZE:
         slicer = SlicerConfig(sparsity=1 - (kept + 1) / SIZE, distortion=0.02)
-        assert bits_by_slicer(CodecConfig(slicer=slicer)) > budget
+        assert bits_by_slicer(CodecConfig(name="slicer", slicer=slicer)) > budget
 
 
 def test_a_codec_with_one_rate_either_fits_or_does_not():
@@ -57,9 +57,14 @@ def test_a_codec_with_one_rate_either_fits_or_does_not():
 
 def test_too_small_a_budget_is_a_sentence():
     with pytest.raises(EvaluationError, match=r"slicer takes at least .* the 0\.1 asked for"):
-        finest(CodecConfig(), 0.1, SIZE, bits_by_slicer)
+        finest(CodecConfig(name="slicer"), 0.1, SIZE, bits_by_slicer)
 
 
 def test_settings_are_those_of_the_codec():
-    assert settings_in_force(CodecConfig(slicer=SlicerConfig(sparsity=0.25)))["sparsity"] == 0.25
+    assert (
+        settings_in_force(CodecConfig(name="slicer", slicer=SlicerConfig(sparsity=0.25)))[
+            "sparsity"
+        ]
+        == 0.25
+    )
     assert settings_in_force(CodecConfig(name="int8")) == {}

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -19,16 +20,17 @@ import msgspec
 from sliceserve.api.server import run
 from sliceserve.cli.bench.fleet_messages import Assignment, Client, Failed, Outcome, Ready
 from sliceserve.cli.bench.replay import replay
-from sliceserve.cli.bench.shared_head import SharedHead
+from sliceserve.cli.bench.shared_head import SharedHead, StartedOnce
 from sliceserve.cli.bench.timeline import Timeline
 from sliceserve.cli.bench.workload import time_request
 from sliceserve.client.connection import Connection, Dialer
 from sliceserve.client.errors import SplitError
+from sliceserve.client.profiles import fetch_profile
 from sliceserve.client.session import SplitSession
 from sliceserve.client.stats import RequestStats
-from sliceserve.codec.registry import build_codec
+from sliceserve.codec.registry import wire_id
 from sliceserve.configs import ClientConfig, EngineConfig, LayerConfig
-from sliceserve.engine.client import EngineClient, EngineDead
+from sliceserve.engine.client import EngineDead
 from sliceserve.engine.generation import GenerationError
 from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.models.errors import ModelError
@@ -36,7 +38,7 @@ from sliceserve.models.resolve import fingerprint, resolve_model
 from sliceserve.models.spec import ModelSpec
 from sliceserve.transport.frames import ProtocolError
 from sliceserve.transport.link import Link, LinkClosed
-from sliceserve.transport.messages import Bye, Hello
+from sliceserve.transport.messages import Bye, Hello, Welcome
 from sliceserve.transport.websocket import connect
 
 # Handshakes at once: a server's queue of new connections is not endless.
@@ -124,12 +126,12 @@ async def _connect_all(assignment: Assignment, stack: AsyncExitStack) -> list[_R
     """Connections and heads, in the order of the assignment's clients; ``stack`` ends them."""
     config = assignment.config
     path = resolve_model(config.model.model, config.model.trust_remote_code)
-    codec = build_codec(config.codec, ModelSpec.load(path).hidden_size)
-    hello = Hello(fingerprint=fingerprint(path), codec=codec.wire_id)
-    heads: dict[int, EngineClient] = {}
-    if not assignment.recordings:
-        for cut in sorted({client.cut for client in assignment.clients}):
-            heads[cut] = await _start_head(config, cut, stack)
+    hello = Hello(
+        fingerprint=fingerprint(path),
+        codec=wire_id(config.codec, ModelSpec.load(path).hidden_size),
+        hide_tokens=config.codec.calibrated.hide_tokens,
+    )
+    heads = _Heads(config, stack)
     dialing = asyncio.Semaphore(_NUM_DIALS)
 
     async def connect_one(client: Client) -> _Requester:
@@ -137,21 +139,31 @@ async def _connect_all(assignment: Assignment, stack: AsyncExitStack) -> list[_R
         async with dialing:
             if assignment.recordings:
                 return await _replaying(assignment, client, greeting, stack)
-            return await _generating(assignment, client, greeting, heads[client.cut], stack)
+            return await _generating(assignment, client, greeting, heads, stack)
 
     return await asyncio.gather(*map(connect_one, assignment.clients))
 
 
-async def _start_head(config: ClientConfig, cut: int, stack: AsyncExitStack) -> EngineClient:
-    settings = EngineConfig(model=config.model, layers=LayerConfig(stop=cut))
-    engine = InProcessEngine(settings, config.codec)
-    stack.push_async_callback(engine.stop)
-    await engine.start()
-    return engine
+class _Heads:
+    """The first layers up to each cut, loaded when the first client asks for them."""
+
+    def __init__(self, config: ClientConfig, stack: AsyncExitStack) -> None:
+        self._config = config
+        self._stack = stack
+        self._heads: dict[int, StartedOnce] = {}
+
+    def share(self, welcome: Welcome, client: Client) -> SharedHead:
+        cut = welcome.cut
+        if cut not in self._heads:
+            settings = EngineConfig(model=self._config.model, layers=LayerConfig(stop=cut))
+            engine = InProcessEngine(settings, self._config.codec, welcome.profile)
+            self._stack.push_async_callback(engine.stop)
+            self._heads[cut] = StartedOnce(engine)
+        return SharedHead(self._heads[cut], str(client.index))
 
 
 async def _generating(
-    assignment: Assignment, client: Client, hello: Hello, head: EngineClient, stack: AsyncExitStack
+    assignment: Assignment, client: Client, hello: Hello, heads: _Heads, stack: AsyncExitStack
 ) -> _Requester:
     config = assignment.config
 
@@ -160,10 +172,11 @@ async def _generating(
 
     session = SplitSession(
         dial,
-        lambda _: SharedHead(head, str(client.index)),
+        lambda welcome: heads.share(welcome, client),
         hello,
         config.timeout_s,
         config.resume_timeout_s,
+        partial(fetch_profile, config.server, config.api_key, config.timeout_s),
     )
     await session.start()
     stack.push_async_callback(session.close)

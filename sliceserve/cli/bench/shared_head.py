@@ -1,5 +1,6 @@
 """One head for the clients of a process."""
 
+import asyncio
 from typing import TypeVar
 
 import msgspec
@@ -10,14 +11,28 @@ from sliceserve.engine.messages import Command, EngineInfo, EngineStats, Open, R
 _Command = TypeVar("_Command", bound=RequestCommand)
 
 
+class StartedOnce:
+    """An engine that many may start: the first does, the others wait for it."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self.engine = engine
+        self._starting: asyncio.Task[EngineInfo] | None = None
+
+    async def start(self) -> EngineInfo:
+        if self._starting is None:
+            self._starting = asyncio.create_task(self.engine.start())
+        return await asyncio.shield(self._starting)
+
+
 class SharedHead:
     """An engine as seen by one of the sessions that share it; see ``EngineClient``.
 
-    ``name`` tells the sessions' requests apart. Starting and stopping is the owner's affair.
+    ``name`` tells the sessions' requests apart. Stopping is the owner's affair.
     """
 
-    def __init__(self, engine: EngineClient, name: str) -> None:
-        self._engine = engine
+    def __init__(self, shared: StartedOnce, name: str) -> None:
+        self._shared = shared
+        self._engine = shared.engine
         self._name = name
 
     @property
@@ -25,7 +40,7 @@ class SharedHead:
         return self._engine.info
 
     async def start(self) -> EngineInfo:
-        return self._engine.info
+        return await self._shared.start()
 
     async def stop(self) -> None:
         pass
