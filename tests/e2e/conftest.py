@@ -8,7 +8,6 @@ import sys
 import pytest
 from correctness import cases, heads, server  # noqa: F401
 
-
 # Making profiles takes a minute or two: tests that are not about them do without.
 WITHOUT_PROFILES = {"SLICESERVE_ENGINE__PROFILES": "off", "SLICESERVE_CODEC__NAME": "slicer"}
 WITH_PROFILES = {"SLICESERVE_ENGINE__PROFILES": "auto", "SLICESERVE_CODEC__NAME": "calibrated"}
