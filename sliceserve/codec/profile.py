@@ -71,6 +71,12 @@ class Profile:
     state_weight: torch.Tensor | None
     tables: Tables
 
+    def __post_init__(self) -> None:
+        # Kernels read them by address, and solvers hand out transposed ones.
+        for name in _TENSORS:
+            if (tensor := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tensor.contiguous())
+
     @property
     def hidden_size(self) -> int:
         return self.mean.shape[0]
@@ -83,7 +89,7 @@ class Profile:
     def to_bytes(self) -> bytes:
         """A safetensors file; equal profiles give equal bytes."""
         given = {name: getattr(self, name) for name in _TENSORS}
-        tensors = {name: t.contiguous() for name, t in given.items() if t is not None}
+        tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
         for name in _TABLES:
             tensors[name] = torch.from_numpy(np.ascontiguousarray(getattr(self.tables, name)))
         settings = {"format": FORMAT} | {name: getattr(self, name) for name in _SETTINGS}

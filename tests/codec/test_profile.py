@@ -94,6 +94,15 @@ def test_another_process_finds_the_same_digest():
     assert found.stdout.strip() == make_profile().digest
 
 
+@pytest.mark.parametrize("name", ["basis", "token_weight", "token_rows", "state_weight"])
+def test_the_order_of_a_tensor_in_memory_is_nothing_to_a_codec(name):
+    profile = make_profile()
+    transposed = replace(profile, **{name: getattr(profile, name).T.contiguous().T})
+    assert transposed.digest == profile.digest
+    run = make_run(3)
+    assert encode(make_codec(profile=transposed), *run)[0] == encode(make_codec(), *run)[0]
+
+
 def test_the_digest_tells_any_change():
     profile = make_profile()
     moved = profile.mean.clone()
