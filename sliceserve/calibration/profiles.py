@@ -123,7 +123,7 @@ class _Maker:
             tables=tables,
         )
         rated = chosen[:: max(1, len(chosen) // _RATE_SAMPLES)]
-        return replace(profile, rates=_rates(profile, components[rated], shifts[rated]))
+        return replace(profile, rates=measured_rates(profile, components[rated], shifts[rated]))
 
     def _samples(self, hidden: torch.Tensor, usual: torch.Tensor) -> Samples:
         mean = hidden[usual].mean(0)
@@ -137,7 +137,9 @@ class _Maker:
         )
 
 
-def _rates(profile: Profile, components: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+def measured_rates(
+    profile: Profile, components: torch.Tensor, shifts: torch.Tensor
+) -> torch.Tensor:
     """Mean bits per element of packets about each operating point, falling."""
     payload_bytes = 0 if profile.predictor == "none" else 2
     quantization = Quantization(profile, payload_bytes, torch.device("cpu"))

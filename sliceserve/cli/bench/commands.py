@@ -2,7 +2,7 @@
 comes at once."""
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -160,7 +160,8 @@ def codec(
     codec: Annotated[
         list[str] | None,
         typer.Option(
-            help="slicer, int8, float32, float16 or bfloat16; repeatable.", show_default="all"
+            help="calibrated, slicer, int8, rans, float32, float16 or bfloat16; repeatable.",
+            show_default="all",
         ),
     ] = None,
     hidden_size: Annotated[
@@ -181,8 +182,9 @@ def codec(
     """Time per token, bits per element and error of the codecs."""
     from sliceserve.cli.bench.codec import run, tables
     from sliceserve.cli.bench.report import finish
+    from sliceserve.configs.codec import CodecName
 
-    names = codec or ["slicer", "int8", "float32", "float16", "bfloat16"]
+    names = codec or get_args(CodecName)
     settings = [options.client_config(None, codec=name).codec for name in names]
     config = options.client_config(None, model=model, split=split, device=device, dtype="float32")
     results = asyncio.run(run(settings, numbers(hidden_size), config, repeats))

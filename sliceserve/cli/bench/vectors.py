@@ -27,21 +27,26 @@ Later that morning the wind turned to the west, the sea rose, and nobody was sin
 _BLOCK_SIZE = 16
 
 
-async def model_states(config: ClientConfig, num_tokens: int) -> torch.Tensor:
-    """(num_tokens, hidden_size) float32 on the device of ``config``: what enters layer
-    ``config.split`` (None: the middle one of the default cuts) for a short English text, without
-    its first token, whose state is unlike all others. Raises ModelError."""
+def cut_of(config: ClientConfig) -> int:
+    """``config.split``, or the middle one of the default cuts. Raises ModelError."""
+    path = resolve_model(config.model.model, config.model.trust_remote_code)
+    cuts = offered_cuts(LayerConfig(), ModelSpec.load(path).num_layers)
+    return config.split or cuts[len(cuts) // 2]
+
+
+async def model_states(config: ClientConfig, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
+    """(num_tokens, hidden_size) float32 on the device of ``config``: what enters layer ``cut_of``
+    for a short English text, without its first token, whose state is unlike all others; and the
+    token ids. Raises ModelError."""
     path = resolve_model(config.model.model, config.model.trust_remote_code)
     spec = ModelSpec.load(path)
     token_ids = Tokenizer.load(path).encode(_TEXT)
     # A short tokenizer's text is said again until it is long enough.
     token_ids = (token_ids * (1 + num_tokens // len(token_ids)))[: num_tokens + 1]
-    cuts = offered_cuts(LayerConfig(), spec.num_layers)
-    stop = config.split or cuts[len(cuts) // 2]
     engine = InProcessEngine(
         EngineConfig(
             model=config.model,
-            layers=LayerConfig(stop=stop),
+            layers=LayerConfig(stop=cut_of(config)),
             cache=CacheConfig(num_tokens=len(token_ids) + _BLOCK_SIZE, block_size=_BLOCK_SIZE),
         ),
         # A head that encodes nothing away: its packets are the hidden states themselves.
@@ -59,7 +64,8 @@ async def model_states(config: ClientConfig, num_tokens: int) -> torch.Tensor:
     finally:
         await engine.stop()
     states = torch.frombuffer(bytearray(b"".join(packets)), dtype=torch.float32)
-    return states.view(len(token_ids), spec.hidden_size)[1:].to(pick_device(config.model))
+    states = states.view(len(token_ids), spec.hidden_size)[1:]
+    return states.to(pick_device(config.model)), token_ids[1:]
 
 
 def heavy_tailed(hidden_size: int, num_tokens: int, device: str, seed: int = 0) -> torch.Tensor:
