@@ -94,9 +94,16 @@ class _Passing:
                 except _Reached:
                     return self._states
         with torch.enable_grad():
-            logprobs = self._model(token_ids).logits[0].float().log_softmax(-1)  # (T, vocab)
-            drawn = torch.multinomial(logprobs.detach().exp(), 1, generator=generator)
-            (-logprobs.gather(1, drawn).sum()).backward()
+            last = self._model.model(token_ids).last_hidden_state  # (1, T, d)
+        # The last step by hand, without a graph over the vocabulary: the loss has the gradient
+        # p - [token is drawn] by the logits.
+        with torch.no_grad():
+            head = self._model.get_output_embeddings().weight
+            slope = (last[0] @ head.T).float().softmax(-1)  # (T, vocab)
+            drawn = torch.multinomial(slope, 1, generator=generator)
+            slope.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=slope.dtype))
+            slope = slope.to(head.dtype) @ head
+        last.backward(slope[None])
         return self._states
 
     def _catch(self, cut: int) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:

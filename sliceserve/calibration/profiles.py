@@ -23,7 +23,7 @@ from sliceserve.models.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 26_000
 # Gradients cost several forward passes each, and most of what they tell comes early.
-_GRADIENT_WINDOWS = 28
+_GRADIENT_WINDOWS = 44
 _MIN_WINDOWS = 4
 # Tokens with norms this many times the median are massive activations: they are sent apart.
 _ESCAPE_RATIO = 8.0
