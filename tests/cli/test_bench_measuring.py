@@ -206,7 +206,7 @@ def test_wrong_usage_is_exit_code_2(args):
     ("args", "words"),
     [
         (["throughput", "--model", "./nowhere"], "nowhere"),
-        (["codec", "--codec", "zip"], "codec.name must be slicer or int8"),
+        (["codec", "--codec", "zip"], "codec.name must be calibrated or slicer"),
         (["serve", "--server", "http://127.0.0.1:9"], "cannot read http://127.0.0.1:9/v1/split/"),
     ],
 )

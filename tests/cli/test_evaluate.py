@@ -57,7 +57,7 @@ def test_cuts_and_codecs_multiply(evaluate, text):
 
 
 def test_without_json_there_is_a_table(evaluate, text):
-    result = evaluate("--data", text, "--tokens", 60)
+    result = evaluate("--data", text, "--tokens", 60, "--codec", "slicer")
     assert result.exit_code == 0, result.output
     assert "slicer/" in result.stdout
     assert "uncut perplexity" in " ".join(result.stdout.split())
@@ -69,7 +69,7 @@ def test_without_json_there_is_a_table(evaluate, text):
         (["--split", "6"], "a split is 1 to 5"),
         (["--codec", "zip"], "codec.name must be"),
         (["--codec", "int8", "--bits-per-element", "4"], "int8 has one rate"),
-        (["--bits-per-element", "0.01"], "slicer takes at least"),
+        (["--codec", "slicer", "--bits-per-element", "0.01"], "slicer takes at least"),
         (["--data", "nowhere.jsonl"], "cannot read nowhere.jsonl"),
     ],
 )

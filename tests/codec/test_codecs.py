@@ -155,7 +155,8 @@ def test_int8_refuses_scales_and_codes_that_no_encoder_writes():
 
 def test_the_decoder_needs_no_settings():
     encoder = build_codec(
-        CodecConfig(slicer=SlicerConfig(sparsity=0.9, num_blocks=8, max_bits=3)), HIDDEN_SIZE
+        CodecConfig(name="slicer", slicer=SlicerConfig(sparsity=0.9, num_blocks=8, max_bits=3)),
+        HIDDEN_SIZE,
     )
     out = torch.empty(1, HIDDEN_SIZE)
     codec_for_wire("slicer/2", HIDDEN_SIZE).decode(encoder.encode(golden_row()), out)

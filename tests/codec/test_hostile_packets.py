@@ -102,7 +102,7 @@ def test_every_bit_flipped(name, sparsity):
 )
 def test_says_what_is_wrong(fields, message):
     config = SlicerConfig(num_blocks=1, sparsity=0.5, max_bits=3)
-    codec = build_codec(CodecConfig(slicer=config), HIDDEN_SIZE)
+    codec = build_codec(CodecConfig(name="slicer", slicer=config), HIDDEN_SIZE)
     row = torch.arange(HIDDEN_SIZE, 0, -1).float()[None]
     row[0, 1] = 0
     packet = raw(codec.encode(row)[0])
@@ -115,7 +115,7 @@ def test_says_what_is_wrong(fields, message):
 
 def test_refuses_unequal_blocks_and_set_padding():
     config = SlicerConfig(num_blocks=2, sparsity=0.5, max_bits=2, distortion=0.0)
-    codec = build_codec(CodecConfig(slicer=config), HIDDEN_SIZE)
+    codec = build_codec(CodecConfig(name="slicer", slicer=config), HIDDEN_SIZE)
     packet = bytearray(raw(codec.encode(rows(1))[0]))
     first_tag = 24 + 2 * 36 + HIDDEN_SIZE
     packet[(first_tag + 1) // 8] ^= 1 << (first_tag + 1) % 8

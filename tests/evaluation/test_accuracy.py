@@ -50,7 +50,7 @@ def test_a_lossless_codec_answers_the_same(whole, folder):
 
 
 def test_a_bad_codec_answers_otherwise(whole, folder, monkeypatch):
-    coarse = CodecConfig(slicer=SlicerConfig(sparsity=0.98, distortion=1.0))
+    coarse = CodecConfig(name="slicer", slicer=SlicerConfig(sparsity=0.98, distortion=1.0))
     sweep = Sweep([3], [CodecConfig(name="float32"), coarse])
     _, result = task_accuracy(whole, TASKS["piqa"], folder, None, sweep)
     assert result["metrics"]["acc"]["ci95"] > 0

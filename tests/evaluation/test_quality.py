@@ -129,7 +129,7 @@ def test_one_setting_is_measured_once(whole, windows):
 
 
 def test_smaller_frames_cost_more(whole, windows):
-    slicer = CodecConfig(slicer=SlicerConfig(sparsity=0.8))
+    slicer = CodecConfig(name="slicer", slicer=SlicerConfig(sparsity=0.8))
     large, small = (
         text_quality(whole, windows, Sweep([3], [slicer], tokens_per_frame=n))[0] for n in (512, 1)
     )
