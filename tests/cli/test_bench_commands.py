@@ -196,14 +196,15 @@ async def test_clients_that_share_a_head_get_their_own_tokens(config):
     told = await record(config, CUTS[0], WORK.prompts(300), WORK.sampling)
     layers = LayerConfig(stop=CUTS[0])
     head = InProcessEngine(EngineConfig(model=config.model, layers=layers), config.codec)
-    info = await head.start()
+    shared = StartedOnce(head)
+    info = await shared.start()
 
     async def dial():
         return await connect(config.server, config.api_key)
 
     async def answer(name, prompt):
         hello = Hello(fingerprint=info.fingerprint, cut=CUTS[0], codec="int8/1")
-        session = SplitSession(dial, lambda _: SharedHead(StartedOnce(head), name), hello)
+        session = SplitSession(dial, lambda _: SharedHead(shared, name), hello)
         await session.start()
         tokens = [step.token.token_id async for step in session.generate(prompt, WORK.sampling)]
         await session.close()

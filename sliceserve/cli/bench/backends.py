@@ -13,10 +13,13 @@ from sliceserve.cli.bench.workload import OnToken, run_requests
 from sliceserve.cli.local_server import LocalServer, local_server
 from sliceserve.client.sdk import AsyncSplitLLM
 from sliceserve.client.stats import RequestStats
+from sliceserve.codec.base import Codec
+from sliceserve.codec.registry import build_codec
 from sliceserve.configs import ClientConfig, EngineConfig, SamplingParams
 from sliceserve.engine.build import pick_device, pick_dtype
 from sliceserve.engine.generation import Generator, ThinGenerator
 from sliceserve.engine.process import EngineProcess
+from sliceserve.engine.profiles import encoder_for_profile
 from sliceserve.models.resolve import resolve_model
 
 
@@ -63,6 +66,14 @@ class SplitBackend(GeneratorBackend):
         self.codec = llm.codec
         self.hidden_size = llm.stats.hidden_size
         self._llm = llm
+
+    def encoder(self, config: ClientConfig) -> Codec:
+        """Of its head; ``config`` is the one that it was made by."""
+        profile = self._llm.generator.welcome.profile
+        if profile is None:
+            return build_codec(config.codec, self.hidden_size)
+        path = resolve_model(config.model.model, config.model.trust_remote_code)
+        return encoder_for_profile(path, self.split, profile, config.codec)
 
     @property
     def stats(self) -> RequestStats:

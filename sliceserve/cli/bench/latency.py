@@ -1,6 +1,7 @@
 """How long one stream waits for its tokens, and where a split token's time goes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -10,14 +11,13 @@ from sliceserve.cli.bench.codec import measure_codec
 from sliceserve.cli.bench.measure import measure_each, measure_work, split_cost
 from sliceserve.cli.bench.options import BackendName
 from sliceserve.cli.bench.report import make_table
-from sliceserve.cli.bench.vectors import heavy_tailed
+from sliceserve.cli.bench.vectors import model_states
 from sliceserve.cli.bench.workload import OnToken, Workload
 from sliceserve.client.stats import RequestStats
-from sliceserve.codec.registry import build_codec
 from sliceserve.configs import ClientConfig
-from sliceserve.engine.build import pick_device
 
 _CODEC_REPEATS = 50
+_CODEC_TOKENS = 8
 
 
 async def run(
@@ -41,7 +41,7 @@ async def measure_stream(
     watch = _DecodeWatch(backend, work.output_len, on_token)
     result = await measure_work(backend, config, work, concurrency, watch.on_token)
     tpot_ms = result["tpot_ms"]["mean"]
-    return result | {"decode": _decode_ms(watch.decode, tpot_ms, backend, config)}
+    return result | {"decode": await _decode_ms(watch.decode, tpot_ms, backend, config)}
 
 
 class _DecodeWatch:
@@ -64,7 +64,7 @@ class _DecodeWatch:
             self.decode.add(stats_between(self._at_first, self._backend.stats))
 
 
-def _decode_ms(
+async def _decode_ms(
     cost: RequestStats, tpot_ms: float, backend: SplitBackend, config: ClientConfig
 ) -> dict[str, float]:
     """Where the time between two tokens goes, in milliseconds; the parts add up to ``tpot_ms``.
@@ -74,9 +74,10 @@ def _decode_ms(
     parts = split_cost(cost, backend.hidden_size)
     head_ms, server_ms = parts["head_ms_per_token"], parts["server_ms_per_token"]
     link_ms = parts["link_ms_per_token"]
-    vectors = heavy_tailed(backend.hidden_size, num_tokens=1, device=pick_device(config.model).type)
-    codec = build_codec(config.codec, backend.hidden_size)
-    encode_ms = measure_codec(codec, vectors, _CODEC_REPEATS)["encode_us"] / 1e3
+    vectors, token_ids = await model_states(replace(config, split=backend.split), _CODEC_TOKENS)
+    codec = backend.encoder(config)
+    measured = measure_codec(codec, vectors, _CODEC_REPEATS, token_ids)
+    encode_ms = measured["encode_us"] / 1e3
     return {
         "tpot_ms": tpot_ms,
         "head_layers_ms": head_ms - encode_ms,
