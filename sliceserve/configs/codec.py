@@ -56,7 +56,7 @@ class CalibratedConfig:
     included. ``bits_per_token`` caps every packet, whatever the error. ``distortion`` [δ] bounds
     every token's squared error relative to its energy, whatever the size; with either of them the
     coarsest or finest step that keeps to it is chosen, and ``bits_per_element`` is not used.
-    ``hide_tokens``: packets carry no token ids, at the price of about a fifth more bits.
+    ``hide_tokens``: packets carry no token ids, at the price of about a third more bits.
     """
 
     bits_per_element: float = 1.2
