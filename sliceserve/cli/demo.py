@@ -38,7 +38,7 @@ def demo(
     settings = options.client_config(None, model=model, split=split, **codec_options)
     name = settings.model.model
     with ExitStack() as stack:
-        with stderr.status(f"Starting a server for {name}; the first time takes a minute or two …"):
+        with stderr.status(f"Starting a server for {name}; the first time takes some minutes …"):
             cut = _half(name) if settings.split is None else settings.split
             server = stack.enter_context(local_server(["--model", name, "--cuts", str(cut)]))
         with stderr.status(f"Loading the first layers of {name} …"):
