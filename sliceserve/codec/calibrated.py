@@ -4,8 +4,7 @@ A profile says where a model's hidden states lie: ``prediction`` foretells a tok
 ``quantization`` turns the rest into bytes, at the step that ``rate_control`` chooses.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from sliceserve.codec.prediction import Embed, Prediction, waves
 from sliceserve.codec.profile import Profile
 from sliceserve.codec.quantization import Quantization
 from sliceserve.codec.rate_control import RateControl
-from sliceserve.codec.rows import expect_one_row_each, expect_rows, refuse_rows
+from sliceserve.codec.rows import codec_errors, expect_one_row_each, expect_rows, refuse_rows
 from sliceserve.configs import CalibratedConfig
 from sliceserve.kernels.calibrated import ESCAPE, CalibratedError
 
@@ -138,7 +137,7 @@ class CalibratedCodec:
     def _read(self, side: "_Side", packets: Sequence[bytes]) -> tuple[torch.Tensor, torch.Tensor]:
         """Residuals (n, d), 0 for packets apart, and token ids (n,) int64 on the CPU."""
         usual = [i for i, packet in enumerate(packets) if not _is_apart(packet)]
-        with _codec_errors():
+        with codec_errors(CalibratedError):
             residual, token_ids = side.quantization.read([packets[i] for i in usual])
         if len(usual) < len(packets):
             all_residuals = residual.new_zeros(len(packets), self.hidden_size)
@@ -157,7 +156,7 @@ class CalibratedCodec:
                 self._apart.check(self._vector(packet))
                 token_id = self._token_apart(packet)
             else:
-                with _codec_errors():
+                with codec_errors(CalibratedError):
                     token_id = self._side(torch.device("cpu")).quantization.check(packet)
             self._refuse_tokens(torch.tensor([token_id]))
         except CodecError as error:
@@ -212,11 +211,3 @@ def _is_apart(packet: bytes) -> bool:
 def _expect_whole(runs: Sequence[Run], num_rows: int) -> None:
     if (total := sum(run.num_rows for run in runs)) != num_rows:
         raise ValueError(f"runs of {total} rows do not fit {num_rows} rows of hidden states")
-
-
-@contextmanager
-def _codec_errors() -> Iterator[None]:
-    try:
-        yield
-    except CalibratedError as error:
-        raise CodecError(str(error)) from error

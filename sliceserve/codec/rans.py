@@ -1,12 +1,11 @@
 """The baseline of arXiv 2511.11664 as a codec: settings and errors around ``kernels.grid_rans``."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
-from sliceserve.codec.base import CodecError, Run
-from sliceserve.codec.rows import expect_one_row_each, expect_rows
+from sliceserve.codec.base import Run
+from sliceserve.codec.rows import codec_errors, expect_one_row_each, expect_rows
 from sliceserve.configs import RansConfig
 from sliceserve.kernels import grid_rans
 
@@ -38,22 +37,14 @@ class RansCodec:
 
     def encode(self, hidden: torch.Tensor, runs: Sequence[Run] = ()) -> list[bytes]:
         expect_rows(hidden, self._hidden_size)
-        with _codec_errors():
+        with codec_errors(grid_rans.GridError):
             return grid_rans.encode(hidden, self._num_levels)
 
     def decode(self, packets: Sequence[bytes], out: torch.Tensor, runs: Sequence[Run] = ()) -> None:
         expect_one_row_each(packets, out, self._hidden_size)
-        with _codec_errors():
+        with codec_errors(grid_rans.GridError):
             grid_rans.decode(packets, out)
 
     def check(self, packet: bytes) -> None:
-        with _codec_errors():
+        with codec_errors(grid_rans.GridError):
             grid_rans.check([packet], self._hidden_size)
-
-
-@contextmanager
-def _codec_errors() -> Iterator[None]:
-    try:
-        yield
-    except grid_rans.GridError as error:
-        raise CodecError(str(error), error.index) from error

@@ -1,10 +1,27 @@
 """What the codecs share: rows of hidden states, and packets of one fixed length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 
 from sliceserve.codec.base import CodecError
+
+
+class KernelError(Protocol):
+    """What kernels raise for a row or a packet; ``index`` is its place among those they had."""
+
+    index: int
+
+
+@contextmanager
+def codec_errors(kind: type[KernelError]) -> Iterator[None]:
+    """A kernel's errors as CodecError."""
+    try:
+        yield
+    except kind as error:  # type: ignore[misc]
+        raise CodecError(str(error), error.index) from error
 
 
 def expect_rows(rows: torch.Tensor, hidden_size: int) -> None:

@@ -1,12 +1,11 @@
 """SLICER as a codec: settings and errors around ``kernels.slicer``."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
-from sliceserve.codec.base import CodecError, Run
-from sliceserve.codec.rows import expect_one_row_each, expect_rows
+from sliceserve.codec.base import Run
+from sliceserve.codec.rows import codec_errors, expect_one_row_each, expect_rows
 from sliceserve.configs import SlicerConfig
 from sliceserve.kernels import slicer
 
@@ -44,22 +43,14 @@ class SlicerCodec:
 
     def encode(self, hidden: torch.Tensor, runs: Sequence[Run] = ()) -> list[bytes]:
         expect_rows(hidden, self._hidden_size)
-        with _codec_errors():
+        with codec_errors(slicer.SlicerError):
             return slicer.encode(hidden, self._settings)
 
     def decode(self, packets: Sequence[bytes], out: torch.Tensor, runs: Sequence[Run] = ()) -> None:
         expect_one_row_each(packets, out, self._hidden_size)
-        with _codec_errors():
+        with codec_errors(slicer.SlicerError):
             slicer.decode(packets, out)
 
     def check(self, packet: bytes) -> None:
-        with _codec_errors():
+        with codec_errors(slicer.SlicerError):
             slicer.check([packet], self._hidden_size)
-
-
-@contextmanager
-def _codec_errors() -> Iterator[None]:
-    try:
-        yield
-    except slicer.SlicerError as error:
-        raise CodecError(str(error), error.index) from error
