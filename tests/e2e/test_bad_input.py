@@ -29,7 +29,7 @@ from sliceserve.client import AsyncSplitLLM, ConnectionRefused, RequestFailed
 from sliceserve.configs import DEFAULT_MODEL
 from sliceserve.transport import messages as wire
 from sliceserve.transport.frames import MAX_FRAME_BYTES, DataFrame, encode
-from sliceserve.transport.link import CloseCode
+from sliceserve.transport.link import CloseCode, LinkClosed
 
 pytestmark = [
     pytest.mark.e2e,
@@ -145,8 +145,11 @@ async def test_bytes_that_are_no_message_end_their_connection(server, others, he
             assert error.message.startswith("received "), what
             assert await line.closed() == CloseCode.PROTOCOL_ERROR, what
     async with raw_line(server, hello) as line:
-        await line.send(bytes(2 * MAX_FRAME_BYTES))
-        assert await line.closed() == CloseCode.MESSAGE_TOO_BIG
+        # The server hangs up at the length, and does not read the rest: that may break the line
+        # before its last word has come.
+        with contextlib.suppress(LinkClosed):
+            await line.send(bytes(2 * MAX_FRAME_BYTES))
+        assert await line.closed() in (CloseCode.MESSAGE_TOO_BIG, CloseCode.ABNORMAL)
     # Before Hello.
     async with contextlib.aclosing(RawLine(await dialer(server)())) as line:
         await line.send(FRAME)
