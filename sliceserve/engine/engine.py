@@ -167,6 +167,8 @@ class Engine:
             is_head=self.is_head,
             sampling=_with_seed(command),
             codec=command.codec,
+            tenant=command.tenant,
+            priority=command.priority,
         )
         self._scheduler.add(request)
         return [self._opened(request)]

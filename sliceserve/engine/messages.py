@@ -23,6 +23,9 @@ class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     A head (an engine below the model's last layer) samples nothing: rows come back as packets, and
     tokens after the prompt come by ``AppendTokens``.
 
+    ``tenant`` is on whose account the request runs, "" where tenants are not told apart; among
+    waiting requests a lower ``priority`` goes first where the policy looks at it.
+
     Answered by one ``RequestOutput`` with ``opened`` set.
     """
 
@@ -33,6 +36,8 @@ class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     outputs: list[int] = []
     sampling: SamplingParams = SamplingParams()
     codec: str | None = None
+    tenant: str = ""
+    priority: int = 0
 
 
 class AppendTokens(msgspec.Struct, tag=True, frozen=True):

@@ -17,6 +17,8 @@ class Request:
     How known grows: by each sampled token in a whole model; by what the client sends in a head or
     a tail. Scheduling lets computed catch up with known, and nothing else.
 
+    ``tenant`` is on whose account it runs; a lower ``priority`` is more urgent.
+
     The scheduler alone changes a request once it has been added.
     """
 
@@ -31,8 +33,10 @@ class Request:
         "num_emitted",
         "num_prompt",
         "outputs",
+        "priority",
         "request_id",
         "sampling",
+        "tenant",
     )
 
     def __init__(
@@ -46,6 +50,8 @@ class Request:
         is_head: bool = False,
         sampling: SamplingParams,
         codec: str | None = None,
+        tenant: str = "",
+        priority: int = 0,
     ) -> None:
         """``prompt`` holds the ``num_prompt`` token ids of a request that enters at layer 0, and
         is empty for a tail, whose packets come by ``Scheduler.append`` under ``codec``."""
@@ -54,6 +60,8 @@ class Request:
         self.is_head = is_head
         self.sampling = sampling
         self.codec = codec
+        self.tenant = tenant
+        self.priority = priority
         self.num_prompt = num_prompt
         self.outputs = list(outputs)
         # Ids or packets, never both: list[int] | list[bytes] cannot be extended in one place.

@@ -1,0 +1,32 @@
+"""Names for prefixes: a chained hash over whole blocks of inputs."""
+
+import struct
+from collections.abc import Sequence
+from hashlib import blake2b
+from itertools import chain
+
+DIGEST_BYTES = 16
+
+
+def block_digests(inputs: "Sequence[int] | Sequence[bytes]", block_size: int) -> list[bytes]:
+    """The digest of every whole block of ``inputs`` (token ids or packets, one a position).
+
+    Each covers all inputs up to its block's end: BLAKE2b over the digest before it and the block,
+    token ids as little-endian uint32, packets each with its length as such before it. Client and
+    server come to the same ones; what else sets prefixes apart (tenant, entry layer, codec) is for
+    the owner of the table that they are looked up in.
+    """
+    digests: list[bytes] = []
+    digest = b""
+    for stop in range(block_size, len(inputs) + 1, block_size):
+        block = inputs[stop - block_size : stop]
+        digest = blake2b(digest + _as_bytes(block), digest_size=DIGEST_BYTES).digest()
+        digests.append(digest)
+    return digests
+
+
+def _as_bytes(block: "Sequence[int] | Sequence[bytes]") -> bytes:
+    if isinstance(block[0], bytes):
+        packets = [packet for packet in block if isinstance(packet, bytes)]
+        return b"".join(chain.from_iterable((struct.pack("<I", len(p)), p) for p in packets))
+    return struct.pack(f"<{len(block)}I", *block)
