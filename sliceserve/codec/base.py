@@ -1,7 +1,7 @@
 """The contract of every codec."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,14 +20,27 @@ class Run:
     """Rows of consecutive tokens of one request: what a predictive codec knows beside a vector.
 
     ``token_ids`` (num_rows of them) are the encoder's; a decoder has them from the packets.
-    ``previous`` is the decoded state of the token before the first row, (hidden_size,) float32,
-    None where the sequence begins. ``encode`` and ``decode`` of a codec that predicts from it
-    leave there the state of the last row; others leave it alone.
+    ``previous`` is the state that the first row is predicted from, (hidden_size,) float32: the
+    decoded one of the token before, None where the sequence begins. A codec that predicts from it
+    calls ``follow`` with each row's state in turn, in ``encode`` and in ``decode``, so that
+    ``previous`` becomes that of the last row, and ``states`` those of the rows in ``marks``.
     """
 
     num_rows: int
     token_ids: Sequence[int] = ()
     previous: torch.Tensor | None = None
+    marks: range = range(0)
+    states: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    _num_followed: int = 0
+
+    def follow(self, state: torch.Tensor | None) -> None:
+        """The next row has left ``state``; None if the one behind it is to be predicted as if it
+        were the first."""
+        # Cloned, so that no request keeps the rows of others alive.
+        self.previous = None if state is None else state.clone()
+        if self._num_followed in self.marks:
+            self.states[self._num_followed] = self.previous
+        self._num_followed += 1
 
 
 class Codec(Protocol):

@@ -76,8 +76,7 @@ class CalibratedCodec:
             written, decoded = self._encode_rows(side, x[rows], predicted, token_ids[rows])
             for row, run, packet, state in zip(rows, current, written, decoded, strict=True):
                 packets[row] = packet
-                # Cloned, so that no request keeps the rows of others alive.
-                run.previous = None if _is_apart(packet) else state.clone()
+                run.follow(None if _is_apart(packet) else state)
         return packets
 
     def decode(self, packets: Sequence[bytes], out: torch.Tensor, runs: Sequence[Run] = ()) -> None:
@@ -128,7 +127,7 @@ class CalibratedCodec:
                 states = predicted[rows] + side.prediction.from_states(previous) + residual[rows]
                 decoded[rows] = states
                 for row, run, state in zip(rows, current, states, strict=True):
-                    run.previous = None if _is_apart(packets[row]) else state.clone()
+                    run.follow(None if _is_apart(packets[row]) else state)
         for i, packet in enumerate(packets):
             if _is_apart(packet):
                 self._apart.decode([self._vector(packet)], decoded[i : i + 1])

@@ -36,12 +36,15 @@ class CacheConfig:
     """The paged KV cache: one pool of blocks per segment of layers.
 
     ``num_tokens`` is how many tokens each segment's pool holds; None sizes it from
-    ``memory_fraction`` of what the device has free once the weights are loaded.
+    ``memory_fraction`` of what the device has free once the weights are loaded. With
+    ``prefix_cache`` the blocks of requests that have ended stay until others need them, and a
+    request that begins with the same inputs takes them over.
     """
 
     block_size: int = 16
     num_tokens: int | None = None
     memory_fraction: float = 0.3
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         expect(1 <= self.block_size <= 4096, "block_size", "1 to 4096 tokens", self.block_size)

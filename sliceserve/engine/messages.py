@@ -26,6 +26,10 @@ class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     ``tenant`` is on whose account the request runs, "" where tenants are not told apart; among
     waiting requests a lower ``priority`` goes first where the policy looks at it.
 
+    ``prefix`` (tails): digests of the whole blocks of packets that the client could send, as
+    ``scheduler.prefix.block_digests`` makes them with the engine's ``block_size``. What is cached
+    of them need not be sent: the answer's ``wanted`` is the first position that is.
+
     Answered by one ``RequestOutput`` with ``opened`` set.
     """
 
@@ -38,6 +42,7 @@ class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     codec: str | None = None
     tenant: str = ""
     priority: int = 0
+    prefix: list[bytes] = []
 
 
 class AppendTokens(msgspec.Struct, tag=True, frozen=True):
@@ -88,14 +93,18 @@ class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     ``num_computed``: positions whose KV is in the cache; a client may have sent positions below
     ``credit``. ``opened``: answer to ``Open``. ``wanted``: the position that must come next
     (after ``Open``, and after a gap). ``tokens`` start at position ``start``; so do ``packets``
-    (heads). ``seconds``: busy time of this engine spent on the request since its last output.
-    ``finish_reason`` ends the request; with "error", ``error_code`` and ``error`` say why, and
-    ``retry_after_s`` when another try may succeed.
+    (heads), which come with ``opened`` for a prefix that a head has cached. ``num_cached``: how
+    many of the prompt's positions were taken from the prefix cache so far; heads and tails know
+    with ``opened``, requests that begin with tokens elsewhere by their first token. ``seconds``:
+    busy time of this engine spent on the request since its last output. ``finish_reason`` ends the
+    request; with "error", ``error_code`` and ``error`` say why, and ``retry_after_s`` when another
+    try may succeed.
     """
 
     request_id: str
     opened: bool = False
     num_computed: int = 0
+    num_cached: int = 0
     credit: int = 0
     wanted: int | None = None
     start: int = 0
@@ -130,7 +139,8 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     ``model_path`` is the folder with config.json and tokenizer.json; ``fingerprint`` a hash over
     configuration and weights. ``cuts`` are the entry layers open to split clients; ``thin`` says
     whether layer 0 is here too. ``codecs`` are wire ids, the preferred first; those that need a
-    profile are offered where ``profiles`` has one.
+    profile are offered where ``profiles`` has one. ``block_size`` is the tokens in a block of the
+    prefix cache, 0 without one.
     """
 
     model: str
@@ -149,6 +159,7 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     codecs: list[str]
     profiles: list[ProfileInfo] = []
     eos_token_ids: list[int]
+    block_size: int = 0
 
     def profile(self, codec: str, cut: int, hide_tokens: bool) -> ProfileInfo | None:
         """The profile for packets of ``codec`` that enter at ``cut``."""
@@ -176,7 +187,11 @@ class SegmentStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """Counters since start (``num_*_total``, ``busy_seconds``) and the state now."""
+    """Counters since start (``num_*_total``, ``busy_seconds``) and the state now.
+
+    ``num_prefix_queried_tokens_total`` are positions of prompts that were reached for the first
+    time, ``num_prefix_hit_tokens_total`` those of them that the prefix cache had.
+    """
 
     num_live: int
     num_running: int
@@ -186,6 +201,8 @@ class EngineStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     num_tokens_total: int
     num_sampled_total: int
     num_preempted_total: int
+    num_prefix_queried_tokens_total: int = 0
+    num_prefix_hit_tokens_total: int = 0
     busy_seconds: float
     held_packet_bytes: int
     segments: list[SegmentStats]

@@ -38,7 +38,7 @@ class PredictiveCodec:
                 p = self._predict(run, token_id)
                 residual = torch.round((next(rows) - p) * 64) / 64
                 packets.append(struct.pack("<I", token_id) + residual.numpy().tobytes())
-                run.previous = _same(self.encoded, packets[-1], p + residual)
+                run.follow(_same(self.encoded, packets[-1], p + residual))
         self.num_rows_encoded += len(packets)
         return packets
 
@@ -52,7 +52,7 @@ class PredictiveCodec:
                     raise CodecError("the packets add up to no finite value", i)
                 (token_id,) = struct.unpack_from("<I", packets[i])
                 residual = torch.frombuffer(bytearray(packets[i][4:]), dtype=torch.float32)
-                run.previous = self._predict(run, token_id) + residual
+                run.follow(self._predict(run, token_id) + residual)
                 out[i] = _same(self.decoded, packets[i], run.previous)
 
     def check(self, packet):
