@@ -12,11 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from sliceserve.api.backend import Backend
 from sliceserve.api.errors import ApiError, as_api_error, invalid
+from sliceserve.api.gate import tenant_of
 from sliceserve.api.metrics import Metrics, RequestTimer
 from sliceserve.api.protocol import GenerationRequest
 from sliceserve.api.responses import Reply, Usage
 from sliceserve.configs import SamplingParams
-from sliceserve.engine.generation import GenerationError, TextChunk, stream_text
+from sliceserve.engine.generation import Caller, GenerationError, TextChunk, stream_text
 
 # One request may not fill the engine by itself.
 MAX_ANSWERS = 128
@@ -59,6 +60,7 @@ class Job:
     """A request, ready to run. ``answers`` are ordered by prompt, then by choice."""
 
     request: GenerationRequest
+    caller: Caller
     answers: list[Answer]
     num_prompt_tokens: int
     num_sampled: int = 0
@@ -69,7 +71,9 @@ class Job:
         return Usage(self.num_prompt_tokens, self.num_sampled, total)
 
 
-def plan_job(request: GenerationRequest, prompts: list[list[int]], backend: Backend) -> Job:
+def plan_job(
+    http: Request, request: GenerationRequest, prompts: list[list[int]], backend: Backend
+) -> Job:
     """Check prompts (token ids) against the model's limits. Raises ApiError."""
     max_model_len = backend.expect_generator().max_model_len
     if len(prompts) * request.num_choices > MAX_ANSWERS:
@@ -80,7 +84,8 @@ def plan_job(request: GenerationRequest, prompts: list[list[int]], backend: Back
         max_tokens = request.wanted_tokens or max_model_len - len(prompt)
         for choice in range(request.num_choices):
             answers.append(Answer(prompt, request.sampling(max_tokens, choice)))
-    return Job(request, answers, sum(map(len, prompts)))
+    caller = Caller(tenant_of(http), request.priority)
+    return Job(request, caller, answers, sum(map(len, prompts)))
 
 
 async def answer(
@@ -187,6 +192,7 @@ async def _run(
         wanted.prompt,
         wanted.sampling,
         job.request.stop_strings,
+        job.caller,
     )
     last: Exception | None = GenerationError("internal_error", "the answer broke off")
     try:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
@@ -31,11 +31,12 @@ _FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 def create_app(
     backend: Backend,
     *,
-    api_keys: Sequence[str] = (),
+    api_keys: Mapping[str, str] | None = None,
     lifecycle: Lifecycle | None = None,
     split_limits: SplitLimits | None = None,
 ) -> FastAPI:
-    """Routes over ``backend``. ``lifecycle`` is how whoever runs the app drains it.
+    """Routes over ``backend``. ``api_keys`` are keys and the tenants that they stand for; with none
+    everybody may enter. ``lifecycle`` is how whoever runs the app drains it.
 
     Call it on the event loop that will run the app.
     """
@@ -43,7 +44,7 @@ def create_app(
     metrics = Metrics()
     app = FastAPI(title="SliceServe", version=__version__, redirect_slashes=False)
     install_error_handlers(app)
-    app.add_middleware(Gate, api_keys=api_keys, lifecycle=lifecycle)
+    app.add_middleware(Gate, api_keys=api_keys or {}, lifecycle=lifecycle)
     _add_openai_routes(app, backend, metrics)
     _add_status_routes(app, backend, lifecycle, metrics)
     if backend.engine is not None:

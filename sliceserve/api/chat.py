@@ -31,7 +31,7 @@ async def create_chat_completion(
         prompt = await asyncio.to_thread(backend.tokenizer.chat_prompt, turns)
     except ModelError as error:
         raise invalid(str(error), "messages") from error
-    job = plan_job(request, [prompt], backend)
+    job = plan_job(http, request, [prompt], backend)
     return await answer(http, job, _ChatFormat(request.model, backend), backend, metrics)
 
 

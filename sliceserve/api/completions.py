@@ -30,7 +30,7 @@ async def create_completion(
     if not request.prompts:
         raise invalid("the list of prompts is empty", "prompt")
     prompts = await asyncio.to_thread(_token_ids, request.prompts, backend.tokenizer)
-    job = plan_job(request, prompts, backend)
+    job = plan_job(http, request, prompts, backend)
     return await answer(http, job, _CompletionFormat(request.model, backend), backend, metrics)
 
 

@@ -1,13 +1,15 @@
 """What every request to /v1 passes first: keys, the size of its body, and the server's mood."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sliceserve.api.errors import ApiError
 from sliceserve.api.lifecycle import Lifecycle
+from sliceserve.configs import DEFAULT_TENANT
 
 MAX_BODY_BYTES = 16 << 20
 
@@ -16,12 +18,13 @@ class Gate:
     """ASGI middleware. Refuses requests under /v1 before anything else looks at them, WebSockets
     included (they get an HTTP answer instead of an upgrade), and counts those that are live.
 
-    With no ``api_keys`` everybody may enter. While draining, questions (GET) are still answered.
+    ``api_keys`` are keys and their tenants; `tenant_of` tells a route whose request it has. With no
+    keys everybody may enter. While draining, questions (GET) are still answered.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str], lifecycle: Lifecycle) -> None:
+    def __init__(self, app: ASGIApp, api_keys: Mapping[str, str], lifecycle: Lifecycle) -> None:
         self._app = app
-        self._keys = [key.encode() for key in api_keys]
+        self._keys = [(key.encode(), tenant) for key, tenant in api_keys.items()]
         self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,7 +34,8 @@ class Gate:
         headers = Headers(scope=scope)
         is_work = scope["type"] == "http" and scope["method"] == "POST"
         try:
-            self._expect_key(headers)
+            # A copy: servers may share one state between all requests.
+            scope["state"] = {**scope.get("state", {}), "tenant": self._tenant(headers)}
             if is_work or scope["type"] == "websocket":
                 self._lifecycle.expect_serving()
             if is_work:
@@ -45,20 +49,28 @@ class Gate:
         with self._lifecycle.work():
             await self._app(scope, _measured(receive), send)
 
-    def _expect_key(self, headers: Headers) -> None:
+    def _tenant(self, headers: Headers) -> str:
+        """Whose key this is. Raises ApiError 401 for none that is known."""
         if not self._keys:
-            return
+            return DEFAULT_TENANT
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip().encode("latin-1")
         # Every key is compared, so that the time taken says nothing about which one came close.
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
+        matches = [tenant for known, tenant in self._keys if hmac.compare_digest(given, known)]
+        if scheme.lower() != "bearer" or not matches:
             problem = "Incorrect API key provided" if given else "You didn't provide an API key"
             raise ApiError(
                 401,
                 f"{problem}; send it as 'Authorization: Bearer KEY'",
                 "invalid_api_key",
             )
+        return matches[0]
+
+
+def tenant_of(connection: HTTPConnection) -> str:
+    """The tenant whose key let this request or WebSocket through the gate."""
+    tenant: str = connection.state.tenant
+    return tenant
 
 
 def _measured(receive: Receive) -> Receive:

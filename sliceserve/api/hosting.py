@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import uvicorn
 
@@ -51,13 +51,13 @@ async def serve(
     close: Callable[[], Awaitable[None]],
     ready: Callable[[str], None],
     *,
-    api_keys: tuple[str, ...],
+    api_keys: Mapping[str, str],
     drain_timeout_s: float,
     split_limits: SplitLimits | None = None,
 ) -> None:
-    """Serve until a signal, then drain. ``ready`` is called with the URL once requests are
-    answered; ``close`` ends the backend when live requests are done or out of time. Raises
-    ServerError when the engine dies."""
+    """Serve until a signal, then drain. ``api_keys`` as in `create_app`. ``ready`` is called
+    with the URL once requests are answered; ``close`` ends the backend when live requests are done
+    or out of time. Raises ServerError when the engine dies."""
     lifecycle = Lifecycle()
     app = create_app(backend, api_keys=api_keys, lifecycle=lifecycle, split_limits=split_limits)
     address = sock.getsockname()

@@ -105,6 +105,7 @@ class GenerationRequest(_Part):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    priority: int = Field(0, ge=-(2**31), lt=2**31)
 
     presence_penalty: Annotated[float | None, _neutral(0)] = None
     frequency_penalty: Annotated[float | None, _neutral(0)] = None

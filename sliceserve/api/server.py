@@ -11,7 +11,7 @@ from sliceserve.api.hosting import ServerError, bind, serve
 from sliceserve.api.shutdown import Interrupted, Shutdown
 from sliceserve.api.split import SplitLimits
 from sliceserve.client.errors import SplitError
-from sliceserve.configs import ClientConfig, ServerConfig
+from sliceserve.configs import DEFAULT_TENANT, ClientConfig, ServerConfig
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.generation import ThinGenerator
 from sliceserve.engine.process import EngineProcess
@@ -45,7 +45,7 @@ async def run_server(
     with sentences about what takes long. Needs the main thread. Raises ServerError.
     """
     with Shutdown.on_signals() as shutdown, bind(config.host, config.port) as sock:
-        engine = EngineProcess(config.engine, tell)
+        engine = EngineProcess(config.engine_for_tenants, tell)
         try:
             info = await shutdown.guard(engine.start())
             tokenizer = await asyncio.to_thread(
@@ -65,7 +65,7 @@ async def run_server(
                 shutdown,
                 engine.stop,
                 ready,
-                api_keys=config.api_keys,
+                api_keys=config.tenant_of_key,
                 drain_timeout_s=config.drain_timeout_s,
                 split_limits=SplitLimits(
                     resume_timeout_s=config.engine.scheduler.detached_timeout_s
@@ -113,7 +113,7 @@ async def run_gateway(
                 shutdown,
                 llm.close,
                 ready,
-                api_keys=api_keys,
+                api_keys=dict.fromkeys(api_keys, DEFAULT_TENANT),
                 drain_timeout_s=drain_timeout_s,
             )
         except Interrupted:

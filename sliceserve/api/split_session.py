@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from sliceserve.api.gate import tenant_of
 from sliceserve.api.lifecycle import Lifecycle
 from sliceserve.api.metrics import Metrics, RequestTimer
 from sliceserve.api.split_request import SplitRequest
@@ -233,6 +234,8 @@ class Session:
                 outputs=message.outputs,
                 sampling=message.sampling,
                 codec=engine_messages.packet_codec(self._welcome.codec, self._welcome.profile),
+                tenant=tenant_of(self._websocket),
+                priority=message.priority,
             )
         )
         self._relays[request_id] = self._spawn(self._relay(request, outputs))

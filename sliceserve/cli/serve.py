@@ -126,7 +126,7 @@ async def _serve(settings: ServerConfig, json: bool, status: "Status") -> None:
 
     def ready(url: str) -> None:
         status.stop()
-        announcements.append(asyncio.create_task(_announce(url, settings.api_keys, json)))
+        announcements.append(asyncio.create_task(_announce(url, settings, json)))
 
     def tell(sentence: str) -> None:
         status.update(f"{sentence} …")
@@ -134,11 +134,12 @@ async def _serve(settings: ServerConfig, json: bool, status: "Status") -> None:
     await run_server(settings, ready, tell)
 
 
-async def _announce(url: str, api_keys: tuple[str, ...], json: bool) -> None:
+async def _announce(url: str, settings: ServerConfig, json: bool) -> None:
     """Say what is served, as a client sees it."""
     import httpx
 
-    headers = {"Authorization": f"Bearer {api_keys[0]}"} if api_keys else {}
+    key = next(iter(settings.tenant_of_key), None)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(headers=headers, trust_env=False) as http:
         info = (await http.get(f"{url}/v1/split/info")).raise_for_status().json()
     if json:

@@ -28,8 +28,10 @@ class SplitRequest:
         sampling: SamplingParams,
         stats: RequestStats,
         now: float,
+        priority: int = 0,
     ) -> None:
         self.request_id = request_id
+        self.priority = priority
         self.prompt = prompt
         self.sampling = sampling
         self.stats = stats
@@ -81,6 +83,7 @@ class SplitRequest:
                 num_prompt=len(self.prompt),
                 sampling=self.sampling,
                 outputs=list(self._outputs),
+                priority=self.priority,
             )
         start = self._next_position
         stop = min(len(self._packets), self._credit, start + limits.max_frame_tokens)

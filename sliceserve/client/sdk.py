@@ -24,7 +24,7 @@ from sliceserve.configs import (
 )
 from sliceserve.configs.codec import CodecName
 from sliceserve.engine.client import EngineClient
-from sliceserve.engine.generation import Generated, TextChunk, stream_text
+from sliceserve.engine.generation import NOBODY, Caller, Generated, TextChunk, stream_text
 from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.models.resolve import fingerprint, resolve_model
 from sliceserve.models.spec import ModelSpec
@@ -299,9 +299,9 @@ class _Counted:
         return self._session.max_model_len
 
     def generate(
-        self, prompt: Sequence[int], sampling: SamplingParams
+        self, prompt: Sequence[int], sampling: SamplingParams, caller: Caller = NOBODY
     ) -> AsyncGenerator[Generated, None]:
-        return self._session.generate(prompt, sampling, self.stats)
+        return self._session.generate(prompt, sampling, caller, self.stats)
 
 
 def make_session(config: ClientConfig, dial: Dial | None = None) -> SplitSession:

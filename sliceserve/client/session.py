@@ -16,7 +16,7 @@ from sliceserve.client.request import SplitRequest
 from sliceserve.client.stats import RequestStats, SessionStats
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.client import EngineClient, EngineDead, RequestStream
-from sliceserve.engine.generation import Generated
+from sliceserve.engine.generation import NOBODY, Caller, Generated
 from sliceserve.engine.messages import AppendTokens, Cancel, EngineInfo, Open
 from sliceserve.engine.profiles import profile_store
 from sliceserve.transport.messages import Hello, Welcome
@@ -109,9 +109,14 @@ class SplitSession:
         )
 
     async def generate(
-        self, prompt: Sequence[int], sampling: SamplingParams, stats: RequestStats | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        caller: Caller = NOBODY,
+        stats: RequestStats | None = None,
     ) -> AsyncGenerator[Generated, None]:
-        """See ``Generator``. ``stats``, an empty one, is filled as the request goes on.
+        """See ``Generator``. The tenant is the one that the server knows by the connection's key.
+        ``stats``, an empty one, is filled as the request goes on.
 
         One token is worked on ahead of the caller, never more. Raises RequestFailed.
         """
@@ -122,6 +127,7 @@ class SplitSession:
             self._settle(sampling, len(prompt)),
             RequestStats() if stats is None else stats,
             time.monotonic(),
+            caller.priority,
         )
         self._line.open(request)
         head_id = str(request.request_id)

@@ -4,10 +4,11 @@ from sliceserve.configs.codec import CalibratedConfig, CodecConfig, RansConfig, 
 from sliceserve.configs.engine import EngineConfig, SchedulerConfig
 from sliceserve.configs.model import DEFAULT_MODEL, CacheConfig, LayerConfig, ModelConfig
 from sliceserve.configs.sampling import SamplingParams
-from sliceserve.configs.serving import ClientConfig, ServerConfig
+from sliceserve.configs.serving import DEFAULT_TENANT, ClientConfig, ServerConfig, TenantConfig
 
 __all__ = [
     "DEFAULT_MODEL",
+    "DEFAULT_TENANT",
     "CacheConfig",
     "CalibratedConfig",
     "ClientConfig",
@@ -20,4 +21,5 @@ __all__ = [
     "SchedulerConfig",
     "ServerConfig",
     "SlicerConfig",
+    "TenantConfig",
 ]

@@ -17,12 +17,14 @@ class SchedulerConfig:
     requests in it. ``max_requests`` is how many requests may be live (computing, waiting, or idle
     until their client's next token); one more is refused. ``credit_window`` is how many tokens
     that are not yet computed a split client may have sent for one request.
+    ``tenant_max_requests`` bounds the live requests of single tenants, by name.
     ``detached_timeout_s`` is how long a request whose client has gone waits for its return.
     """
 
     max_tokens_per_step: int = 512
     max_requests_per_step: int = 256
     max_requests: int = 1024
+    tenant_max_requests: dict[str, int] = field(default_factory=dict)
     credit_window: int = 2048
     detached_timeout_s: float = 60.0
 

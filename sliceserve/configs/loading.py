@@ -5,7 +5,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -14,6 +14,7 @@ ENV_PREFIX = "SLICESERVE_"
 
 Config = TypeVar("Config")
 
+_HIDDEN = "<hidden>"
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -33,7 +34,7 @@ def load_config(
     Keys are dotted paths to a field ("engine.cache.num_tokens"). In the environment that key is
     SLICESERVE_ENGINE__CACHE__NUM_TOKENS; variables whose first part names no field of ``cls`` are
     somebody else's. Types are strict, but text from the environment or in ``overrides`` is read as
-    the field's type, lists as items between commas. Raises ConfigError.
+    the field's type, lists as items between commas, lists of groups as YAML. Raises ConfigError.
     """
     values: dict[str, Any] = {}
     for given in _given(cls, path, os.environ if env is None else env, overrides or {}):
@@ -47,8 +48,22 @@ def load_config(
 
 
 def dump_config(config: Any) -> str:
-    """The YAML that ``load_config`` reads back as ``config``, every field written out."""
-    return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
+    """The YAML that ``load_config`` reads back as ``config``, every field written out but secrets:
+    where one is set there is a word that no list of keys can be read from."""
+    return yaml.safe_dump(_shown(config), sort_keys=False)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_shown(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return msgspec.to_builtins(value)
+    shown = {}
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        is_hidden = bool(inner) and field.metadata.get("secret", False)
+        shown[field.name] = _HIDDEN if is_hidden else _shown(inner)
+    return shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +131,47 @@ def _value(cls: type[Any], given: _Given) -> Any:
     if given.key not in fields:
         raise ConfigError(f"{given.source}: {_unknown(given.key, list(fields))}")
     hint, value = fields[given.key], given.value
+    if (group := _group_in_list(hint)) is not None:
+        return _groups(group, given)
     if given.is_text and _may_be_list(hint):
         value = [item.strip() for item in value.split(",") if item.strip()]
     try:
         return msgspec.convert(value, hint, strict=not given.is_text)
     except msgspec.ValidationError as error:
         got = "nothing" if given.value is None else repr(given.value)
+        if _is_secret(cls, given.key):
+            got = "something else"
         raise ConfigError(
             f"{given.source}: {given.key} must be {_describe(hint)}, got {got}"
         ) from error
+
+
+def _groups(group: type[Any], given: _Given) -> list[dict[str, Any]]:
+    """A list of groups of settings, each checked as if it stood alone."""
+    items = given.value
+    if given.is_text:
+        try:
+            items = yaml.safe_load(items)
+        except yaml.YAMLError:
+            items = None
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        keys = ", ".join(key for key, _ in _fields(group))
+        raise ConfigError(
+            f"{given.source}: {given.key} must be a list, each item with some of {keys}"
+        )
+    checked = []
+    for i, item in enumerate(items):
+        source = f"{given.source}, {given.key}[{i}]"
+        inner = [_Given(source, key, value) for key, value in _flatten(item)]
+        checked.append(_nest({one.key: _value(group, one) for one in inner}))
+    return checked
+
+
+def _is_secret(cls: type[Any], key: str) -> bool:
+    *groups, name = key.split(".")
+    for group in groups:
+        cls = get_type_hints(cls)[group]
+    return any(f.name == name and "secret" in f.metadata for f in dataclasses.fields(cls))
 
 
 def _fields(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -145,6 +192,13 @@ def _unknown(key: str, known: list[str]) -> str:
     nearest = namesakes or difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
     return f"there is no setting {key}; {hint}"
+
+
+def _group_in_list(hint: Any) -> type[Any] | None:
+    """The dataclass in ``tuple[dataclass, ...]``."""
+    if get_origin(hint) is tuple and dataclasses.is_dataclass(item := get_args(hint)[0]):
+        return cast(type[Any], item)
+    return None
 
 
 def _may_be_list(hint: Any) -> bool:

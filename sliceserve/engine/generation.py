@@ -35,6 +35,18 @@ class Generated:
     finish_reason: FinishReason | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose account a request runs, and how urgent it is among theirs: lower goes first, where
+    the policy looks at it."""
+
+    tenant: str = ""
+    priority: int = 0
+
+
+NOBODY = Caller()
+
+
 class Generator(Protocol):
     """Makes tokens for prompts, many at once."""
 
@@ -44,7 +56,7 @@ class Generator(Protocol):
         ...
 
     def generate(
-        self, prompt: Sequence[int], sampling: SamplingParams
+        self, prompt: Sequence[int], sampling: SamplingParams, caller: Caller = NOBODY
     ) -> AsyncGenerator[Generated, None]:
         """Yield tokens as they are sampled. Closing the generator cancels the request. Raises
         GenerationError."""
@@ -63,7 +75,7 @@ class ThinGenerator:
         return self._engine.info.max_model_len
 
     async def generate(
-        self, prompt: Sequence[int], sampling: SamplingParams
+        self, prompt: Sequence[int], sampling: SamplingParams, caller: Caller = NOBODY
     ) -> AsyncGenerator[Generated, None]:
         self._num_opened += 1
         request_id = f"thin-{id(self):x}-{self._num_opened}"
@@ -72,6 +84,8 @@ class ThinGenerator:
             num_prompt=len(prompt),
             prompt=list(prompt),
             sampling=sampling,
+            tenant=caller.tenant,
+            priority=caller.priority,
         )
         finished = False
         try:
@@ -107,13 +121,14 @@ async def stream_text(
     prompt: Sequence[int],
     sampling: SamplingParams,
     stop: Sequence[str] = (),
+    caller: Caller = NOBODY,
 ) -> AsyncGenerator[TextChunk, None]:
     """Text of the answer, piece by piece, ended before the first of the ``stop`` strings.
 
     One chunk a token. The end token's own text is not part of the answer. Raises GenerationError.
     """
     text = TextStream(tokenizer, stop)
-    tokens = generator.generate(prompt, sampling)
+    tokens = generator.generate(prompt, sampling, caller)
     try:
         async for step in tokens:
             is_end_token = step.finish_reason == "stop"

@@ -11,6 +11,7 @@ PROTOCOL_VERSION = 1
 
 # Request ids, positions and token ids: what the numbers of a data frame hold.
 Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 # A time that one can wait: neither NaN nor endless.
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
@@ -55,12 +56,14 @@ class Open(Control, frozen=True, kw_only=True):
     """Client → server: start a request, or take it up again after a cut of the line.
 
     ``request_id`` is the client's, unique in its session. ``num_prompt`` positions come before the
-    first sampled token; ``outputs`` are the tokens already sampled, whose positions follow."""
+    first sampled token; ``outputs`` are the tokens already sampled, whose positions follow. A lower
+    ``priority`` is more urgent, where the server's policy looks at it."""
 
     request_id: Uint32
     num_prompt: Uint32
     sampling: SamplingParams
     outputs: list[Uint32] = []
+    priority: Int32 = 0
 
 
 class Opened(Control, frozen=True, kw_only=True):

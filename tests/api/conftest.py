@@ -137,7 +137,7 @@ async def serve(backend_of):
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
-            engine, *, api_keys=(), drain_timeout_s=5.0, split_limits=None, name="tiny"
+            engine, *, api_keys=None, drain_timeout_s=5.0, split_limits=None, name="tiny"
         ):
             sock = stack.enter_context(bind("127.0.0.1", 0))
             shutdown = Shutdown()
@@ -149,7 +149,7 @@ async def serve(backend_of):
                     shutdown,
                     engine.stop,
                     url.set_result,
-                    api_keys=api_keys,
+                    api_keys=api_keys or {},
                     drain_timeout_s=drain_timeout_s,
                     split_limits=split_limits,
                 )

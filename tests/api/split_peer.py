@@ -29,7 +29,7 @@ class Peer:
                 await self.socket.recv()
         return self.socket.close_code
 
-    async def open(self, request_id=1, num_prompt=3, outputs=(), **sampling):
+    async def open(self, request_id=1, num_prompt=3, outputs=(), priority=0, **sampling):
         sampling = SamplingParams(**{"max_tokens": 50, **sampling})
         await self.send(
             Open(
@@ -37,6 +37,7 @@ class Peer:
                 num_prompt=num_prompt,
                 sampling=sampling,
                 outputs=list(outputs),
+                priority=priority,
             )
         )
 

@@ -245,7 +245,7 @@ async def test_a_dead_engine_is_503_everywhere(backend_of, fake):
 
 
 async def test_keys_are_asked_for_under_v1_only(backend_of, fake):
-    async with asgi_client(backend_of(fake()), api_keys=("sesame", "ключ")) as client:
+    async with asgi_client(backend_of(fake()), api_keys={"sesame": "a", "ключ": "b"}) as client:
         for headers in (
             {},
             {"Authorization": "Bearer "},

@@ -95,7 +95,7 @@ async def test_hello_must_come_soon(serve, fake):
     ],
 )
 async def test_refused_before_the_upgrade(serve, fake, settings, status, code):
-    served = await serve(fake(), api_keys=("sesame",))
+    served = await serve(fake(), api_keys={"sesame": "a"})
     with pytest.raises(websockets.InvalidStatus) as refused:
         async with dial(served, **settings):
             pass
@@ -104,7 +104,7 @@ async def test_refused_before_the_upgrade(serve, fake, settings, status, code):
 
 
 async def test_the_key_opens_the_socket(serve, fake):
-    served = await serve(fake(), api_keys=("sesame",))
+    served = await serve(fake(), api_keys={"sesame": "a"})
     async with dial(served, additional_headers={"Authorization": "Bearer sesame"}) as peer:
         await peer.send(hello())
         assert (await peer.receive()).cut == 3

@@ -80,7 +80,7 @@ async def test_a_cut_without_a_profile_is_refused(serve, engine, changes, says):
 
 
 async def test_profiles_are_listed_and_handed_over(serve, engine):
-    served = await serve(engine, api_keys=("sesame",))
+    served = await serve(engine, api_keys={"sesame": "a"})
     digest = engine.info.profiles[1].digest
     headers = {"Authorization": "Bearer sesame"}
     async with httpx.AsyncClient(base_url=served.url, headers=headers) as client:

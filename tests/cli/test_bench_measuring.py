@@ -86,7 +86,7 @@ class Parrot:
     def __init__(self):
         self.num_live = self.most_live = 0
 
-    async def generate(self, prompt, sampling):
+    async def generate(self, prompt, sampling, caller=None):
         self.num_live += 1
         self.most_live = max(self.most_live, self.num_live)
         try:

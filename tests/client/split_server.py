@@ -11,7 +11,14 @@ import uvicorn
 from sliceserve.api.app import create_app
 from sliceserve.api.backend import Backend
 from sliceserve.api.hosting import bind
-from sliceserve.configs import CacheConfig, EngineConfig, LayerConfig, ModelConfig, SchedulerConfig
+from sliceserve.configs import (
+    DEFAULT_TENANT,
+    CacheConfig,
+    EngineConfig,
+    LayerConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
 from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.models.tokenizer import Tokenizer
 
@@ -57,7 +64,7 @@ async def split_server(
         engine=engine,
         stats=engine.stats,
     )
-    app = create_app(backend, api_keys=api_keys)
+    app = create_app(backend, api_keys=dict.fromkeys(api_keys, DEFAULT_TENANT))
     config = uvicorn.Config(
         app, ws="websockets-sansio", ws_per_message_deflate=False, lifespan="off", log_config=None
     )

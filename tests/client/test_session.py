@@ -266,7 +266,7 @@ async def test_a_head_that_cannot_be_loaded_leaves_no_connection(server, monkeyp
 
 async def test_the_books_are_right(pair, server):
     stats = RequestStats()
-    tokens = [step async for step in pair.session.generate(PROMPT, TEN, stats)]
+    tokens = [step async for step in pair.session.generate(PROMPT, TEN, stats=stats)]
     assert (stats.num_requests, stats.num_prompt_tokens, stats.num_tokens) == (1, 11, 10)
     assert len(tokens) == 10
     assert stats.num_packets == 20

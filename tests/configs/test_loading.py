@@ -174,8 +174,11 @@ def test_an_empty_file_is_the_defaults(yaml_file):
 
 @pytest.mark.parametrize("cls", [ServerConfig, ClientConfig])
 def test_a_dump_loads_as_the_same(yaml_file, cls):
-    overrides = {"api_keys": ("k",), "engine.layers.cuts": (4,)} if cls is ServerConfig else {}
-    config = load_config(cls, env={}, overrides=overrides)
+    env = {
+        "SLICESERVE_TENANTS": "[{name: default, weight: 2}]",
+        "SLICESERVE_ENGINE__LAYERS__CUTS": "4",
+    }
+    config = load_config(cls, env=env)
     assert load_config(cls, yaml_file(dump_config(config)), env={}) == config
 
 

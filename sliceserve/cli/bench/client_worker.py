@@ -95,7 +95,7 @@ class _HeadRequester:
 
     async def request(self, number: int, outcome: Outcome) -> None:
         stats = RequestStats()
-        tokens = self._session.generate(self._prompts[number], self._sampling, stats)
+        tokens = self._session.generate(self._prompts[number], self._sampling, stats=stats)
         try:
             await time_request(tokens, lambda: None, outcome.timeline)
         finally:
