@@ -165,6 +165,8 @@ _SERVER_KEYS = {
     "block_size": "engine.cache.block_size",
     "max_tokens_per_step": "engine.scheduler.max_tokens_per_step",
     "max_requests": "engine.scheduler.max_requests",
+    "policy": "engine.scheduler.policy",
+    "target_itl_ms": "engine.scheduler.target_itl_ms",
     "host": "host",
     "port": "port",
     "api_key": "api_keys",

@@ -1,13 +1,14 @@
 """`sliceserve serve`: the server."""
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from sliceserve.cli import options
 from sliceserve.cli.console import stderr
 from sliceserve.configs import ServerConfig
+from sliceserve.configs.engine import PolicyName
 from sliceserve.configs.loading import dump_config
 
 if TYPE_CHECKING:
@@ -71,6 +72,21 @@ def serve(
             show_default=str(_SCHEDULER.max_requests),
         ),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Who goes next: {', '.join(get_args(PolicyName))}; see docs/scheduling.md.",
+            show_default=_SCHEDULER.policy,
+        ),
+    ] = None,
+    target_itl_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep steps so short that tokens follow each other within this many "
+            "milliseconds, where prompts would hold them up.",
+            show_default="no bound",
+        ),
+    ] = None,
     api_key: options.ApiKeys = None,
     served_model_name: Annotated[
         str | None,
@@ -106,6 +122,8 @@ def serve(
         block_size=block_size,
         max_tokens_per_step=max_tokens_per_step,
         max_requests=max_requests,
+        policy=policy,
+        target_itl_ms=target_itl_ms,
         api_key=api_key,
         served_model_name=served_model_name,
         drain_timeout=drain_timeout,

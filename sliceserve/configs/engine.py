@@ -7,6 +7,7 @@ from sliceserve.configs.model import CacheConfig, LayerConfig, ModelConfig
 from sliceserve.configs.validation import expect, expect_one_of
 
 ProfilesMode = Literal["auto", "off"]
+PolicyName = Literal["fcfs", "priority", "fair", "prefill-aware"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,11 @@ class SchedulerConfig:
     that are not yet computed a split client may have sent for one request.
     ``tenant_max_requests`` bounds the live requests of single tenants, by name.
     ``detached_timeout_s`` is how long a request whose client has gone waits for its return.
+
+    ``policy`` says who goes next and who gives way (docs/scheduling.md). ``tenant_weights`` are the
+    shares of "fair", 1 for tenants without one. ``long_prefill_tokens`` are where "prefill-aware"
+    calls a prompt long, ``long_prefill_share`` is the part of a step that long ones may fill beside
+    others. ``target_itl_ms`` bounds the seconds of a step, as far as rows can; None: no bound.
     """
 
     max_tokens_per_step: int = 512
@@ -27,6 +33,11 @@ class SchedulerConfig:
     tenant_max_requests: dict[str, int] = field(default_factory=dict)
     credit_window: int = 2048
     detached_timeout_s: float = 60.0
+    policy: PolicyName = "fcfs"
+    tenant_weights: dict[str, float] = field(default_factory=dict)
+    long_prefill_tokens: int = 256
+    long_prefill_share: float = 0.5
+    target_itl_ms: float | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -34,10 +45,19 @@ class SchedulerConfig:
             "max_requests_per_step",
             "max_requests",
             "credit_window",
+            "long_prefill_tokens",
         ):
             expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         timeout = self.detached_timeout_s
         expect(timeout >= 0, "detached_timeout_s", "0 seconds or more", timeout)
+        expect_one_of("policy", get_args(PolicyName), self.policy)
+        for tenant, weight in self.tenant_weights.items():
+            name = f"the weight of tenant {tenant!r}"
+            expect(0.001 <= weight <= 1000, name, "0.001 to 1000", weight)
+        share, target = self.long_prefill_share, self.target_itl_ms
+        expect(0 < share <= 1, "long_prefill_share", "above 0 and at most 1", share)
+        if target is not None:
+            expect(0 < target < float("inf"), "target_itl_ms", "above 0 and finite", target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

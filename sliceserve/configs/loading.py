@@ -34,7 +34,8 @@ def load_config(
     Keys are dotted paths to a field ("engine.cache.num_tokens"). In the environment that key is
     SLICESERVE_ENGINE__CACHE__NUM_TOKENS; variables whose first part names no field of ``cls`` are
     somebody else's. Types are strict, but text from the environment or in ``overrides`` is read as
-    the field's type, lists as items between commas, lists of groups as YAML. Raises ConfigError.
+    the field's type, lists as items between commas, tables as such items "name=value", lists of
+    groups as YAML. Raises ConfigError.
     """
     values: dict[str, Any] = {}
     for given in _given(cls, path, os.environ if env is None else env, overrides or {}):
@@ -82,7 +83,7 @@ def _given(
 ) -> Iterator[_Given]:
     """What was given, the weakest first."""
     if path is not None:
-        for key, value in _flatten(_read_yaml(path)):
+        for key, value in _flatten(_read_yaml(path), dict(_fields(cls))):
             yield _Given(str(path), key, value)
     for name in sorted(env):
         key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
@@ -106,12 +107,16 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     return tree
 
 
-def _flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+def _flatten(
+    tree: dict[Any, Any], fields: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is not a group; a field may itself be a table."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in fields:
+            yield from _flatten(value, fields, f"{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield key, value
 
 
 def _nest(values: dict[str, Any]) -> dict[str, Any]:
@@ -133,8 +138,11 @@ def _value(cls: type[Any], given: _Given) -> Any:
     hint, value = fields[given.key], given.value
     if (group := _group_in_list(hint)) is not None:
         return _groups(group, given)
-    if given.is_text and _may_be_list(hint):
+    if given.is_text and (_may_be(tuple, hint) or _may_be(dict, hint)):
         value = [item.strip() for item in value.split(",") if item.strip()]
+    if given.is_text and _may_be(dict, hint):
+        pairs = (item.partition("=") for item in value)
+        value = {name.strip(): text.strip() for name, _, text in pairs}
     try:
         return msgspec.convert(value, hint, strict=not given.is_text)
     except msgspec.ValidationError as error:
@@ -162,7 +170,7 @@ def _groups(group: type[Any], given: _Given) -> list[dict[str, Any]]:
     checked = []
     for i, item in enumerate(items):
         source = f"{given.source}, {given.key}[{i}]"
-        inner = [_Given(source, key, value) for key, value in _flatten(item)]
+        inner = [_Given(source, key, value) for key, value in _flatten(item, dict(_fields(group)))]
         checked.append(_nest({one.key: _value(group, one) for one in inner}))
     return checked
 
@@ -201,8 +209,8 @@ def _group_in_list(hint: Any) -> type[Any] | None:
     return None
 
 
-def _may_be_list(hint: Any) -> bool:
-    return any(get_origin(option) is tuple for option in (hint, *get_args(hint)))
+def _may_be(kind: type, hint: Any) -> bool:
+    return any(get_origin(option) is kind for option in (hint, *get_args(hint)))
 
 
 def _describe(hint: Any) -> str:
@@ -211,6 +219,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(get_args(hint))
     if get_origin(hint) is tuple:
         return f"a list ({_describe(get_args(hint)[0])} each)"
+    if get_origin(hint) is dict:
+        return f"a table of names ({_describe(get_args(hint)[1])} each)"
     if hint in _NAMES:
         return _NAMES[hint]
     # What is left is ``X | None``.

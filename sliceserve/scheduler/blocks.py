@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from sliceserve.scheduler.arrival import ByArrival
 from sliceserve.scheduler.errors import SchedulerError
+from sliceserve.scheduler.ordering import ByRank
 from sliceserve.scheduler.request import Request
 
 
@@ -101,7 +101,7 @@ class BlockManager:
         self.block_size = block_size
         self.pools = [BlockPool(segment.num_blocks) for segment in segments]
         self._stops = [segment.stop for segment in segments]
-        self._holders = [ByArrival() for _ in segments]
+        self._holders = [ByRank() for _ in segments]
         self._capacities = [
             block_size * min(segment.num_blocks for segment in segments[i:])
             for i in range(len(segments))
@@ -150,8 +150,8 @@ class BlockManager:
         request.block_tables = []
 
     def find_victims(self, request: Request, num_tokens: int) -> list[Request] | None:
-        """The latest-arrived requests whose blocks, with the free ones, let ``request`` grow; None
-        if those that arrived after it do not hold enough.
+        """The requests of latest rank whose blocks, with the free ones, let ``request`` grow; None
+        if those that come after it do not hold enough.
 
         Looks at no more requests than blocks are missing.
         """
@@ -161,7 +161,7 @@ class BlockManager:
             num_short = num_missing - self.pools[i].num_free
             num_short -= sum(len(v.block_tables[i]) for v in victims)
             for holder in self._holders[i].latest_first():
-                if num_short <= 0 or holder.arrival <= request.arrival:
+                if num_short <= 0 or holder.rank <= request.rank:
                     break
                 if holder not in victims:
                     victims.append(holder)

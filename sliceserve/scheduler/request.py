@@ -1,9 +1,15 @@
 """One request, as the scheduler sees it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sliceserve.configs import SamplingParams
+
+if TYPE_CHECKING:
+    from sliceserve.scheduler.ordering import Queue
+
+# Who gives way to whom, lower first; no two are equal.
+Rank = tuple[int, int]
 
 
 class Request:
@@ -17,23 +23,27 @@ class Request:
     How known grows: by each sampled token in a whole model; by what the client sends in a head or
     a tail. Scheduling lets computed catch up with known, and nothing else.
 
-    ``tenant`` is on whose account it runs; a lower ``priority`` is more urgent.
+    ``tenant`` is on whose account it runs; a lower ``priority`` is more urgent. ``rank`` and
+    ``num_charged`` (positions below it have been charged to the tenant) are the policy's, ``queue``
+    is where the request stands, if anywhere.
 
     The scheduler alone changes a request once it has been added.
     """
 
     __slots__ = (
-        "arrival",
         "block_tables",
         "codec",
         "entry_layer",
         "inputs",
         "is_head",
+        "num_charged",
         "num_computed",
         "num_emitted",
         "num_prompt",
         "outputs",
         "priority",
+        "queue",
+        "rank",
         "request_id",
         "sampling",
         "tenant",
@@ -68,7 +78,9 @@ class Request:
         self.inputs: list[Any] = [*prompt, *outputs] if entry_layer == 0 else []
         self.num_computed = 0
         self.num_emitted = 0
-        self.arrival = -1
+        self.num_charged = 0
+        self.rank: Rank = (-1, -1)
+        self.queue: Queue | None = None
         self.block_tables: list[list[int]] = []
 
     @property

@@ -13,8 +13,10 @@ from sliceserve.scheduler.plan import (
     StepOutput,
     StepPlan,
 )
-from sliceserve.scheduler.queues import Queues, Step
+from sliceserve.scheduler.policies import make_policy
+from sliceserve.scheduler.queues import Queues
 from sliceserve.scheduler.request import Request
+from sliceserve.scheduler.step import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,12 @@ class Scheduler:
     ``schedule`` and ``update`` alternate; requests come, grow and go at any time between. A step
     costs time in proportion to its own requests, not to those alive.
 
-    A request that runs holds blocks for all that it knows. When they run out it takes those of
-    requests that arrived later, the latest first, idle ones included; they are replayed from their
+    Who goes next and who gives way is the policy's: it keeps the queues and gives each request its
+    rank. A request that runs holds blocks for all that it knows. When they run out it takes those
+    of requests of later rank, the latest first, idle ones included; they are replayed from their
     inputs. If that is not enough it gives up its own and waits. So nobody is preempted for a later
-    arrival, the earliest never is, and as any request fits alone it always goes on. One that has
-    been preempted comes back only when all that it knows fits, so never just to lose it again.
+    rank, the first never is, and as any request fits alone it always goes on. One that has been
+    preempted comes back only when all that it knows fits, so never just to lose it again.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._eos_token_ids = frozenset(eos_token_ids)
         self._requests: dict[str, Request] = {}
-        self._queues = Queues()
+        self._queues = Queues(make_policy(config))
         # Between schedule and update: the requests in flight, less those cancelled since.
         self._step = Step(0, 0)
         self._num_arrived = 0
@@ -80,7 +83,7 @@ class Scheduler:
         return SchedulerStats(
             num_live=len(self._requests),
             num_running=self._queues.num_running + len(self._step.chosen),
-            num_waiting=len(self._queues.waiting),
+            num_waiting=len(self._queues.policy.waiting),
             num_preempted_total=self._num_preempted,
             held_packet_bytes=self._held_packet_bytes,
             segments=self.blocks.usage(),
@@ -96,7 +99,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Raises RequestRefused if the engine is full or could never serve the request."""
         self._expect_servable(request)
-        request.arrival = self._num_arrived
+        request.rank = self._queues.policy.rank(request, self._num_arrived)
         self._num_arrived += 1
         self._requests[request.request_id] = request
         self._queues.push(request)
@@ -142,8 +145,7 @@ class Scheduler:
         for request in self._queues.candidates(self._step):
             if self._make_room(request):
                 self.blocks.grow(request, request.num_known)
-                self._queues.discard(request)
-                self._step.choose(request, min(request.num_pending, self._step.num_rows))
+                self._queues.choose(request, self._step)
             elif request.holds_blocks:
                 self._preempt(request)
         if not self._step.chosen:
@@ -206,7 +208,7 @@ class Scheduler:
         return None
 
     def _make_room(self, request: Request) -> bool:
-        """Preempt later arrivals if blocks are missing; False, and nobody, if that cannot help."""
+        """Preempt later ranks if blocks are missing; False, and nobody, if that cannot help."""
         if self.blocks.can_grow(request, request.num_known):
             return True
         victims = self.blocks.find_victims(request, request.num_known)
@@ -227,6 +229,7 @@ class Scheduler:
     def _remove(self, request: Request) -> None:
         self._step.drop(request)
         self._queues.discard(request)
+        self._queues.policy.forget(request)
         self.blocks.release(request)
         self._held_packet_bytes -= _packet_bytes(request)
         del self._requests[request.request_id]
@@ -290,13 +293,13 @@ class Scheduler:
     def check(self) -> None:
         """Raise SchedulerError unless every request is in its one place, holds the blocks that it
         needs, and every count is right. Looks at everything: for tests and idle moments."""
-        queues = self._queues
+        policy = self._queues.policy
         for request in self._requests.values():
             places = {
                 "a step": request.request_id in self._step.chosen,
-                "decodes": request in queues.decodes,
-                "prefills": request in queues.prefills,
-                "waiting": request in queues.waiting,
+                "decodes": request in policy.decodes,
+                "prefills": request in policy.prefills,
+                "waiting": request in policy.waiting,
             }
             found = [place for place, holds in places.items() if holds]
             expected = "decodes" if request.num_pending == 1 else "prefills"
@@ -312,11 +315,14 @@ class Scheduler:
             num_held = len(request.block_tables[-1]) if request.holds_blocks else 0
             if request.num_computed > num_held * self.blocks.block_size:
                 raise SchedulerError(f"request {request.request_id} lacks blocks for its KV")
-        num_placed = queues.num_running + len(queues.waiting) + len(self._step.chosen)
+            if request.queue is not None and request not in request.queue:
+                raise SchedulerError(f"request {request.request_id} is not where it says")
+        num_placed = self._queues.num_running + len(policy.waiting) + len(self._step.chosen)
         if num_placed != sum(r.num_pending > 0 for r in self._requests.values()):
             raise SchedulerError("a request that is gone is still in a queue")
         if self._held_packet_bytes != sum(map(_packet_bytes, self._requests.values())):
             raise SchedulerError(f"{self._held_packet_bytes} packet bytes are miscounted")
+        policy.check(self._requests)
         self.blocks.check(self._requests.values())
 
 

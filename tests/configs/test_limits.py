@@ -18,6 +18,10 @@ from sliceserve.configs import (
     [
         (lambda: SchedulerConfig(max_tokens_per_step=0), "max_tokens_per_step must be at least 1"),
         (lambda: SchedulerConfig(detached_timeout_s=-1), "detached_timeout_s must be 0 seconds"),
+        (lambda: SchedulerConfig(policy="lifo"), "policy must be fcfs, .* or prefill-aware, got"),
+        (lambda: SchedulerConfig(tenant_weights={"a": 0.0}), "weight of tenant 'a' must be 0.001"),
+        (lambda: SchedulerConfig(long_prefill_share=0.0), "long_prefill_share must be above 0"),
+        (lambda: SchedulerConfig(target_itl_ms=0.0), "target_itl_ms must be above 0"),
         (lambda: CacheConfig(block_size=0), "block_size must be 1 to 4096"),
         (lambda: CacheConfig(block_size=16, num_tokens=8), "at least one block of 16, got 8"),
         (lambda: CacheConfig(memory_fraction=1.5), "memory_fraction must be above 0"),

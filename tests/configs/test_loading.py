@@ -60,6 +60,22 @@ def test_text_is_read_as_a_list(text, cuts):
     assert load_config(ServerConfig, env={}, overrides=overrides).engine.layers.cuts == cuts
 
 
+def test_tables_are_read_from_files_and_from_text(yaml_file):
+    path = yaml_file("engine: {scheduler: {tenant_weights: {gold: 2, the.rest: 0.5}}}")
+    config = load_config(ServerConfig, path, env={})
+    assert config.engine.scheduler.tenant_weights == {"gold": 2.0, "the.rest": 0.5}
+    env = {"SLICESERVE_ENGINE__SCHEDULER__TENANT_WEIGHTS": "gold=3, iron = 1.5"}
+    config = load_config(ServerConfig, path, env)
+    assert config.engine.scheduler.tenant_weights == {"gold": 3.0, "iron": 1.5}
+
+
+@pytest.mark.parametrize("text", ["gold", "gold=much"])
+def test_a_table_without_numbers_is_refused(text):
+    name = "SLICESERVE_ENGINE__SCHEDULER__TENANT_WEIGHTS"
+    expected = f"{name}: engine.scheduler.tenant_weights must be a table of names (a number each), "
+    assert refusal(ServerConfig, env={name: text}) == f"{expected}got {text!r}"
+
+
 @pytest.mark.parametrize(("text", "expected"), [("true", True), ("0", False)])
 def test_text_is_read_as_a_bool(text, expected):
     env = {"SLICESERVE_ENGINE__MODEL__TRUST_REMOTE_CODE": text}

@@ -1,6 +1,7 @@
 """A runner without a model, and schedulers small enough to run out of everything."""
 
 import zlib
+from typing import Any
 
 from sliceserve.configs import SamplingParams, SchedulerConfig
 from sliceserve.scheduler.blocks import BlockManager, Segment
@@ -49,7 +50,7 @@ class Harness:
         num_blocks: tuple[int, ...] = (64, 64, 64, 64),
         block_size: int = 4,
         max_model_len: int = 200,
-        **limits: int,
+        **limits: Any,
     ) -> None:
         firsts = (0, *STOPS[:-1])
         segments = [Segment(*edges) for edges in zip(firsts, STOPS, num_blocks, strict=True)]
@@ -67,6 +68,8 @@ class Harness:
         entry_layer: int = 0,
         is_head: bool = False,
         num_outputs: int = 0,
+        tenant: str = "",
+        priority: int = 0,
         **sampling: object,
     ) -> Request:
         tokens = [self.model.token(request_id, p) for p in range(num_prompt + num_outputs)]
@@ -78,6 +81,8 @@ class Harness:
             entry_layer=entry_layer,
             is_head=is_head,
             sampling=SamplingParams(**{"ignore_eos": True, **sampling}),
+            tenant=tenant,
+            priority=priority,
         )
         self.scheduler.add(request)
         (self.heads.add if is_head else self.heads.discard)(request_id)

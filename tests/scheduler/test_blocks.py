@@ -14,7 +14,7 @@ def make_request(arrival: int, entry_layer: int = 0) -> Request:
     request = Request(
         f"r{arrival}", num_prompt=1, entry_layer=entry_layer, sampling=SamplingParams()
     )
-    request.arrival = arrival
+    request.rank = (arrival, arrival)
     return request
 
 

@@ -6,20 +6,20 @@ import pytest
 from scheduler_harness import Harness
 
 from sliceserve.configs import SamplingParams
-from sliceserve.scheduler.arrival import ByArrival
+from sliceserve.scheduler.ordering import ByRank
 from sliceserve.scheduler.request import Request
 
 
 def make_request(arrival: int) -> Request:
     request = Request(f"r{arrival}", num_prompt=1, prompt=[1], sampling=SamplingParams())
-    request.arrival = arrival
+    request.rank = (arrival, arrival)
     return request
 
 
-def test_by_arrival_sorts_whatever_the_order_of_adding() -> None:
+def test_by_rank_sorts_whatever_the_order_of_adding() -> None:
     requests = [make_request(i) for i in range(50)]
     shuffled = random.Random(0).sample(requests, 50)
-    queue = ByArrival()
+    queue = ByRank()
     for request in (*shuffled, *shuffled):
         queue.add(request)
     assert list(queue.latest_first()) == requests[::-1]

@@ -1,6 +1,7 @@
 """Random clients against a scheduler that is short of everything."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import hypothesis.strategies as st
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scheduler_harness import CUTS, EOS, FakeModel, Harness
 
+from sliceserve.configs.engine import PolicyName
 from sliceserve.scheduler.errors import RequestRefused
 from sliceserve.scheduler.plan import StepOutput, StepPlan
 from sliceserve.scheduler.scheduler import Progress
@@ -46,6 +48,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens_per_step=st.integers(1, 9),
         max_requests_per_step=st.integers(1, 4),
         max_requests=st.integers(1, 7),
+        policy=st.sampled_from(get_args(PolicyName)),
+        tenant_weights=st.dictionaries(st.sampled_from("abc"), st.floats(0.1, 10)),
+        long_prefill_tokens=st.integers(1, 8),
+        long_prefill_share=st.floats(0.1, 1),
     )
     def start(self, **settings: object) -> None:
         self.harness = Harness(**settings)
@@ -67,8 +73,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_outputs=st.sampled_from([0, 0, 0, 1, 3]),
         max_tokens=st.integers(1, 20),
         ignore_eos=st.booleans(),
+        tenant=st.sampled_from("abc"),
+        priority=st.integers(-10, 10),
     )
-    def open(self, name, entry_layer, is_head, num_prompt, num_outputs, max_tokens, ignore_eos):
+    def open(
+        self,
+        name,
+        entry_layer,
+        is_head,
+        num_prompt,
+        num_outputs,
+        max_tokens,
+        ignore_eos,
+        tenant,
+        priority,
+    ):
         request_id = f"r{name}"
         is_head = is_head and entry_layer == 0
         num_tokens = num_prompt + num_outputs
@@ -89,6 +108,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             "num_outputs": num_outputs,
             "max_tokens": max_tokens,
             "ignore_eos": ignore_eos,
+            "tenant": tenant,
+            "priority": priority,
         }
         if expected is not None:
             with pytest.raises(RequestRefused) as refused:
@@ -277,7 +298,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=100,
+    max_examples=150,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

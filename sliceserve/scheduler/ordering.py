@@ -1,0 +1,98 @@
+"""Orders that requests stand in."""
+
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Protocol
+
+from sliceserve.scheduler.request import Rank, Request
+from sliceserve.scheduler.step import Step
+
+
+class Queue(Protocol):
+    """A set of requests, one of which is next. ``first`` may change with every call."""
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, request: Request) -> bool: ...
+
+    def add(self, request: Request) -> None: ...
+
+    def discard(self, request: Request) -> bool:
+        """Remove the request if it is here; say whether it was."""
+        ...
+
+    def first(self) -> Request | None: ...
+
+
+class ByRank:
+    """Sorted by rank.
+
+    Adding and removing cost a binary search and one move of pointers: microseconds at 10,000
+    requests, and they happen when a request changes its state, not at each of its steps.
+    """
+
+    def __init__(self) -> None:
+        self._ranks: list[Rank] = []
+        self._requests: dict[Rank, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def __contains__(self, request: Request) -> bool:
+        return request.rank in self._requests
+
+    def add(self, request: Request) -> None:
+        if request.rank not in self._requests:
+            insort(self._ranks, request.rank)
+            self._requests[request.rank] = request
+
+    def discard(self, request: Request) -> bool:
+        if self._requests.pop(request.rank, None) is None:
+            return False
+        del self._ranks[bisect_left(self._ranks, request.rank)]
+        return True
+
+    def first(self) -> Request | None:
+        return self._requests[self._ranks[0]] if self._ranks else None
+
+    def latest_first(self) -> Iterator[Request]:
+        for rank in reversed(self._ranks):
+            yield self._requests[rank]
+
+
+class Rotation:
+    """In the order of adding: who has been served joins again at the end."""
+
+    def __init__(self) -> None:
+        self._requests: OrderedDict[str, Request] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __contains__(self, request: Request) -> bool:
+        return request.request_id in self._requests
+
+    def add(self, request: Request) -> None:
+        self._requests[request.request_id] = request
+
+    def discard(self, request: Request) -> bool:
+        return self._requests.pop(request.request_id, None) is not None
+
+    def first(self) -> Request | None:
+        return next(iter(self._requests.values()), None)
+
+
+def each(queue: Queue, step: Step) -> Iterator[Request]:
+    """The first of ``queue``, again and again, while ``step`` has room.
+
+    Whoever takes one removes it from the queue. One that is left where it was did not fit, and
+    nobody passes it.
+    """
+    left = None
+    while step.has_room:
+        request = queue.first()
+        if request is None or request is left:
+            return
+        yield request
+        left = request
