@@ -20,6 +20,7 @@ from sliceserve.engine.profiles import profile_store
 from sliceserve.transport.frames import MAX_FRAME_BYTES, MAX_FRAME_TOKENS, ProtocolError
 from sliceserve.transport.link import CloseCode
 from sliceserve.transport.messages import (
+    OLDEST_VERSION,
     PROTOCOL_VERSION,
     SUBPROTOCOL,
     Drain,
@@ -166,6 +167,7 @@ class SplitEndpoint:
             )
         cut = _choose_cut(hello, info)
         return Welcome(
+            protocol=hello.protocol,
             cut=cut,
             codec=hello.codec,
             profile=_choose_profile(hello, cut, info),
@@ -177,6 +179,7 @@ class SplitEndpoint:
             max_frame_bytes=limits.max_frame_bytes,
             resume_token=hello.resume_token or secrets.token_urlsafe(_RESUME_TOKEN_BYTES),
             resume_timeout_s=limits.resume_timeout_s,
+            block_size=0 if hello.protocol == OLDEST_VERSION else info.block_size,
         )
 
     def _announce_drain(self, seconds: float) -> None:
@@ -191,11 +194,11 @@ class SplitEndpoint:
 
 
 def _expect_same_model(hello: Hello, info: EngineInfo) -> None:
-    if hello.protocol != PROTOCOL_VERSION:
+    if not OLDEST_VERSION <= hello.protocol <= PROTOCOL_VERSION:
         raise ProtocolError(
             "unsupported_protocol",
-            f"this server speaks version {PROTOCOL_VERSION} of the protocol, the client "
-            f"{hello.protocol}; install the same release on both sides",
+            f"this server speaks versions {OLDEST_VERSION} to {PROTOCOL_VERSION} of the protocol, "
+            f"the client {hello.protocol}; install the same release on both sides",
         )
     if hello.fingerprint != info.fingerprint:
         raise ProtocolError(

@@ -223,6 +223,7 @@ class Session:
                 _RETRY_AFTER_S,
             )
             return
+        self._expect_short_prefix(message)
         if (older := self._relays.pop(request_id, None)) is not None:
             older.cancel()
         request = SplitRequest(message, RequestTimer(self._metrics, "split", message.num_prompt))
@@ -234,11 +235,24 @@ class Session:
                 outputs=message.outputs,
                 sampling=message.sampling,
                 codec=engine_messages.packet_codec(self._welcome.codec, self._welcome.profile),
+                prefix=message.prefix,
                 tenant=tenant_of(self._websocket),
                 priority=message.priority,
             )
         )
         self._relays[request_id] = self._spawn(self._relay(request, outputs))
+
+    def _expect_short_prefix(self, message: Open) -> None:
+        limits = self._welcome
+        num_known = min(message.num_prompt + len(message.outputs), limits.max_model_len)
+        most = num_known // limits.block_size if limits.block_size else 0
+        if len(message.prefix) > most:
+            raise ProtocolError(
+                "invalid_request",
+                f"the prefix names {len(message.prefix)} blocks, but {num_known} positions have at "
+                f"most {most} whole ones of the size in Welcome",
+                message.request_id,
+            )
 
     def _fail(
         self, request_id: int, code: str, message: str, retry_after_s: float | None = None

@@ -8,6 +8,7 @@ from sliceserve.client.stats import RequestStats
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.generation import Generated
 from sliceserve.scheduler.plan import FinishReason, Logprob, SampledToken
+from sliceserve.scheduler.prefix import block_digests
 from sliceserve.transport.frames import DataFrame, frames_for
 from sliceserve.transport.messages import Open, Token, Welcome
 
@@ -16,9 +17,10 @@ class SplitRequest:
     """One request between the head, which gives packets, and the server, which gives tokens.
 
     Packets are kept as they were encoded until the request ends: whatever the server asks for
-    again, or a new server for the first time, is sent from here. ``steps`` is what the caller of
-    ``generate`` receives. Times are `time.monotonic` seconds, passed in by whoever looks at the
-    clock.
+    again, or a new server for the first time, is sent from here. What the server need not be sent
+    is for it to say: Open names the packets that are here already, the head's of earlier requests,
+    and Opened the first that it lacks. ``steps`` is what the caller of ``generate`` receives. Times
+    are `time.monotonic` seconds, passed in by whoever looks at the clock.
     """
 
     def __init__(
@@ -40,7 +42,11 @@ class SplitRequest:
         self.finished = False
         self._outputs: list[int] = []
         self._packets: list[bytes] = []
-        self._num_ever_sent = 0
+        self._head_opened = False
+        # Some server has had all packets below the first; those of the second it had without our
+        # sending them, and they have not been sent to another since.
+        self._num_had = 0
+        self._unsent: set[int] = set()
         self._started_at = now
         self._first_token_at = now
         self.start_link(now)
@@ -55,11 +61,19 @@ class SplitRequest:
     def start_link(self, now: float) -> None:
         """The link is a new one: the server must be told of the request before anything else."""
         self._announced = False
+        self._num_named = 0
         self._opened = False
         self._credit = 0
         self._next_position = 0
         self._sent_at = now
         self._heard_at = now
+
+    def begin(self, packets: list[bytes]) -> None:
+        """The head has taken the request, and has these ``packets`` of its first positions from
+        earlier ones. Only now can the server be told which it may have."""
+        self.take_packets(0, packets)
+        self._head_opened = True
+        self.stats.num_cached_head += len(packets)
 
     def take_packets(self, start: int, packets: list[bytes]) -> None:
         """Keep what the head has encoded, positions ``start`` on."""
@@ -75,16 +89,10 @@ class SplitRequest:
 
         Raises RequestFailed for a packet that fits no frame.
         """
+        if not self._head_opened:
+            return None
         if not self._announced:
-            self._announced = self.known_to_server = True
-            self._sent_at = now
-            return Open(
-                request_id=self.request_id,
-                num_prompt=len(self.prompt),
-                sampling=self.sampling,
-                outputs=list(self._outputs),
-                priority=self.priority,
-            )
+            return self._announce(limits.block_size, now)
         start = self._next_position
         stop = min(len(self._packets), self._credit, start + limits.max_frame_tokens)
         if not self._opened or start >= stop:
@@ -103,14 +111,32 @@ class SplitRequest:
             raise RequestFailed("packet_too_large", str(error)) from error
         self._next_position += len(frame.packets)
         self._sent_at = now
-        self.stats.num_packets += max(0, self._next_position - self._num_ever_sent)
-        self._num_ever_sent = max(self._num_ever_sent, self._next_position)
+        self._unsent.difference_update(range(start, self._next_position))
+        self._count_packets(self._next_position)
         return frame
 
+    def _announce(self, block_size: int, now: float) -> Open:
+        self._announced = self.known_to_server = True
+        self._sent_at = now
+        prefix = block_digests(self._packets, block_size) if block_size > 0 else []
+        self._num_named = len(prefix) * block_size
+        return Open(
+            request_id=self.request_id,
+            num_prompt=len(self.prompt),
+            sampling=self.sampling,
+            outputs=list(self._outputs),
+            prefix=prefix,
+            priority=self.priority,
+        )
+
     def open(self, next_position: int, credit: int, now: float) -> None:
-        """The server has taken the request, holding the packets below ``next_position``."""
+        """The server has taken the request, holding the packets below ``next_position``: sent
+        earlier, or named to it. RequestFailed if they were neither."""
         self._opened = True
         self._credit = credit
+        if self._num_had < next_position <= self._num_named:
+            self._unsent.update(range(self._num_had, next_position))
+            self._count_packets(next_position)
         self.rewind(next_position, now)
 
     def grant(self, credit: int, now: float) -> None:
@@ -120,11 +146,11 @@ class SplitRequest:
     def rewind(self, next_position: int, now: float) -> None:
         """Send again from ``next_position`` on. RequestFailed if the server has been told of
         nothing there."""
-        if next_position > self._num_ever_sent:
+        if next_position > self._num_had:
             raise RequestFailed(
                 "protocol_error",
                 f"the server wants position {next_position} next, but only positions below "
-                f"{self._num_ever_sent} were ever sent",
+                f"{self._num_had} were ever sent or named to it",
             )
         self._heard_at = now
         self._next_position = next_position
@@ -135,11 +161,11 @@ class SplitRequest:
         if token.position < self.num_known:
             return
         # Its logits come from the packet of the position before, which the server must have had.
-        if token.position > self.num_known or self._num_ever_sent < self.num_known:
+        if token.position > self.num_known or self._num_had < self.num_known:
             raise RequestFailed(
                 "protocol_error",
                 f"the server sent a token for position {token.position}; the next is "
-                f"{self.num_known}, and {self._num_ever_sent} packets were sent",
+                f"{self.num_known}, and it has had {self._num_had} packets",
             )
         reason = _finish_reason(token.finish_reason)
         self._count_token(token, now)
@@ -150,9 +176,16 @@ class SplitRequest:
 
     def server_silence_s(self, now: float) -> float:
         """How long the server has owed an answer; 0 while it is the head's turn."""
+        if not self._head_opened:
+            return 0.0
         if self._opened and self._next_position < min(self.num_known, self._credit):
             return 0.0
         return now - max(self._sent_at, self._heard_at)
+
+    def _count_packets(self, num_had: int) -> None:
+        self._num_had = max(self._num_had, num_had)
+        self.stats.num_packets = self._num_had - len(self._unsent)
+        self.stats.num_cached_server = len(self._unsent)
 
     def _count_token(self, token: Token, now: float) -> None:
         server_s = token.server_us / 1e6

@@ -31,7 +31,7 @@ from sliceserve.models.spec import ModelSpec
 from sliceserve.models.tokenizer import Tokenizer
 from sliceserve.scheduler.plan import FinishReason
 from sliceserve.transport.link import Link
-from sliceserve.transport.messages import Hello, Welcome
+from sliceserve.transport.messages import PROTOCOL_VERSION, Hello, Welcome
 from sliceserve.transport.websocket import connect
 
 Message = Mapping[str, Any]
@@ -309,6 +309,7 @@ def make_session(config: ClientConfig, dial: Dial | None = None) -> SplitSession
     not for an event loop. Raises ModelError."""
     path = resolve_model(config.model.model, config.model.trust_remote_code)
     hello = Hello(
+        protocol=PROTOCOL_VERSION,
         fingerprint=fingerprint(path),
         cut=config.split,
         codec=wire_id(config.codec, ModelSpec.load(path).hidden_size),

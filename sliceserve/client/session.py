@@ -115,8 +115,9 @@ class SplitSession:
         caller: Caller = NOBODY,
         stats: RequestStats | None = None,
     ) -> AsyncGenerator[Generated, None]:
-        """See ``Generator``. The tenant is the one that the server knows by the connection's key.
-        ``stats``, an empty one, is filled as the request goes on.
+        """See ``Generator``. To the server the tenant is the one whose key opened the connection;
+        ``caller.tenant`` parts what the head keeps. ``stats``, an empty one, is filled as the
+        request goes on.
 
         One token is worked on ahead of the caller, never more. Raises RequestFailed.
         """
@@ -133,7 +134,7 @@ class SplitSession:
         head_id = str(request.request_id)
         listener: asyncio.Task[None] | None = None
         try:
-            stream = head.open(self._open_in_head(request, head_id))
+            stream = head.open(self._open_in_head(request, head_id, caller.tenant))
             listener = asyncio.create_task(self._listen(request, stream))
             position = len(request.prompt)
             while True:
@@ -176,13 +177,14 @@ class SplitSession:
             sampling = replace(sampling, seed=secrets.randbits(63))
         return sampling
 
-    def _open_in_head(self, request: SplitRequest, head_id: str) -> Open:
+    def _open_in_head(self, request: SplitRequest, head_id: str, tenant: str) -> Open:
         return Open(
             request_id=head_id,
             num_prompt=len(request.prompt),
             prompt=request.prompt,
             sampling=request.sampling,
             codec=self._codec,
+            tenant=tenant,
         )
 
     async def _listen(self, request: SplitRequest, stream: RequestStream) -> None:
@@ -196,9 +198,11 @@ class SplitSession:
                         output.error or f"the head ended the request: {output.finish_reason}",
                         output.retry_after_s,
                     )
-                if output.packets:
+                if output.opened:
+                    request.begin(output.packets)
+                elif output.packets:
                     request.take_packets(output.start, output.packets)
-                    self._line.wake()
+                self._line.wake()
         except EngineDead as error:
             self._line.fail(request, _head_stopped(error))
         except RequestFailed as error:

@@ -8,17 +8,21 @@ class RequestStats:
     """Counts of one request, or of many added up. Bytes are whole WebSocket messages, as
     `sliceserve.transport.link.wire_bytes` counts them; times are in seconds.
 
-    ``num_packets``: hidden states sent, repeats not counted, though their bytes are. ``head_s``:
-    busy time of the layers that run here. ``server_s``: busy time of the server. ``link_s``: from
-    the last packet that a token needs until the token's arrival, less the server's busy time: the
-    wire, the server's queue, and time without a connection. ``ttft_s``: from the call to the first
-    token; ``decode_s``: from the first to the last.
+    ``num_packets``: hidden states sent, repeats not counted, though their bytes are.
+    ``num_cached_server``: hidden states not sent, for the server held them since an earlier
+    request. ``num_cached_head``: those not computed, for they were kept here. ``head_s``: busy time
+    of the layers that run here. ``server_s``: busy time of the server. ``link_s``: from the last
+    packet that a token needs until the token's arrival, less the server's busy time: the wire, the
+    server's queue, and time without a connection. ``ttft_s``: from the call to the first token;
+    ``decode_s``: from the first to the last.
     """
 
     num_requests: int = 0
     num_prompt_tokens: int = 0
     num_tokens: int = 0
     num_packets: int = 0
+    num_cached_server: int = 0
+    num_cached_head: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
     head_s: float = 0.0

@@ -7,17 +7,22 @@ import msgspec
 from sliceserve.configs import SamplingParams
 
 SUBPROTOCOL = "sliceserve.v1"
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+# What a Hello speaks that names no version. Servers still serve it, without prefixes.
+OLDEST_VERSION = 1
 
 # Request ids, positions and token ids: what the numbers of a data frame hold.
 Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 # A time that one can wait: neither NaN nor endless.
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+# Names the packets of all positions up to the end of a block.
+Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
 
-class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A typed control message; its body is MessagePack, validated on decode."""
+class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A typed control message; its body is MessagePack, validated on decode. A field that has its
+    default is not sent, so a peer of an older version is told of none that it does not know."""
 
 
 class Hello(Control, frozen=True, kw_only=True):
@@ -25,7 +30,7 @@ class Hello(Control, frozen=True, kw_only=True):
     which its rows enter, ``codec`` the wire id of its packets; with ``hide_tokens`` these must not
     carry token ids. ``resume_token`` from an earlier Welcome claims that session's requests."""
 
-    protocol: int = PROTOCOL_VERSION
+    protocol: int = OLDEST_VERSION
     fingerprint: str
     cut: int | None = None
     codec: str
@@ -36,9 +41,10 @@ class Hello(Control, frozen=True, kw_only=True):
 class Welcome(Control, frozen=True, kw_only=True):
     """Server → client: what was chosen, and the limits. ``profile`` is the digest of the codec's
     profile, if it needs one. ``resume_token`` is a secret of this session. ``max_frame_tokens``
-    bounds the tokens of one data frame."""
+    bounds the tokens of one data frame. ``block_size`` is how many positions one digest of
+    ``Open.prefix`` covers; 0: the server keeps no prefixes, or the client knows of none."""
 
-    protocol: int = PROTOCOL_VERSION
+    protocol: int = OLDEST_VERSION
     cut: int
     codec: str
     profile: str | None = None
@@ -50,26 +56,30 @@ class Welcome(Control, frozen=True, kw_only=True):
     max_frame_bytes: int
     resume_token: str
     resume_timeout_s: Seconds
+    block_size: int = 0
 
 
 class Open(Control, frozen=True, kw_only=True):
     """Client → server: start a request, or take it up again after a cut of the line.
 
     ``request_id`` is the client's, unique in its session. ``num_prompt`` positions come before the
-    first sampled token; ``outputs`` are the tokens already sampled, whose positions follow. A lower
-    ``priority`` is more urgent, where the server's policy looks at it."""
+    first sampled token; ``outputs`` are the tokens already sampled, whose positions follow.
+    ``prefix`` names whole blocks of packets that the client has, from position 0 on, and need not
+    send where the server has them still. A lower ``priority`` is more urgent, where the server's
+    policy looks at it."""
 
     request_id: Uint32
     num_prompt: Uint32
     sampling: SamplingParams
     outputs: list[Uint32] = []
+    prefix: list[Digest] = []
     priority: Int32 = 0
 
 
 class Opened(Control, frozen=True, kw_only=True):
     """Server → client: ``next_position`` is the first position whose packet is wanted (above 0
-    when the server still holds the request), ``credit`` the position up to which packets may be
-    sent."""
+    when the server still holds the request, or blocks of its prefix), ``credit`` the position up to
+    which packets may be sent."""
 
     request_id: Uint32
     next_position: Uint32

@@ -1,6 +1,7 @@
 """An engine without a model, which follows the contract of EngineClient to the letter."""
 
 import asyncio
+import itertools
 from collections import deque
 
 from sliceserve.engine.messages import (
@@ -26,7 +27,7 @@ class FakeEngine(EngineStreams):
     A request at layer 0 gets a token each time the loop turns, while ``running`` is set. One from
     above gets its next token when all its packets are here. ``refusal`` (code, message, seconds)
     refuses every request; ``fail_after`` fails each after so many tokens, ``pause_after`` clears
-    ``running``. ``commands`` records.
+    ``running``. ``cached`` are the digests whose blocks it holds. ``commands`` records.
     """
 
     def __init__(self, answer, eos=2, **info):
@@ -36,6 +37,7 @@ class FakeEngine(EngineStreams):
         self.refusal = None
         self.fail_after = None
         self.pause_after = None
+        self.cached = set()
         self.commands = []
         self.running = asyncio.Event()
         self.running.set()
@@ -122,8 +124,17 @@ class FakeEngine(EngineStreams):
             )
             return
         self._opens[name] = command
-        known = self._known.setdefault(name, 0)
-        self.tell(name, opened=True, num_computed=known, wanted=known, credit=known + WINDOW)
+        hits = itertools.takewhile(self.cached.__contains__, command.prefix)
+        num_cached = self._info.block_size * len(list(hits)) if name not in self._known else 0
+        known = self._known.setdefault(name, num_cached)
+        self.tell(
+            name,
+            opened=True,
+            num_computed=known,
+            num_cached=num_cached,
+            wanted=known,
+            credit=known + WINDOW,
+        )
         if command.entry_layer == 0:
             self._tasks[name] = asyncio.create_task(self._generate(command))
 

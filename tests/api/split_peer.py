@@ -6,7 +6,13 @@ import websockets
 
 from sliceserve.configs import SamplingParams
 from sliceserve.transport.frames import DataFrame, decode, encode
-from sliceserve.transport.messages import SUBPROTOCOL, Hello, Open, Welcome
+from sliceserve.transport.messages import (
+    PROTOCOL_VERSION,
+    SUBPROTOCOL,
+    Hello,
+    Open,
+    Welcome,
+)
 
 
 class Peer:
@@ -29,7 +35,7 @@ class Peer:
                 await self.socket.recv()
         return self.socket.close_code
 
-    async def open(self, request_id=1, num_prompt=3, outputs=(), priority=0, **sampling):
+    async def open(self, request_id=1, num_prompt=3, outputs=(), prefix=(), priority=0, **sampling):
         sampling = SamplingParams(**{"max_tokens": 50, **sampling})
         await self.send(
             Open(
@@ -37,6 +43,7 @@ class Peer:
                 num_prompt=num_prompt,
                 sampling=sampling,
                 outputs=list(outputs),
+                prefix=list(prefix),
                 priority=priority,
             )
         )
@@ -50,7 +57,8 @@ class Peer:
 
 
 def hello(**changes):
-    return Hello(**{"fingerprint": "f" * 64, "cut": 3, "codec": "float32/1", **changes})
+    defaults = {"fingerprint": "f" * 64, "cut": 3, "codec": "float32/1"}
+    return Hello(**{"protocol": PROTOCOL_VERSION, **defaults, **changes})
 
 
 @contextlib.asynccontextmanager

@@ -1,12 +1,13 @@
 """Who may connect to /v1/split, and what they are told."""
 
 import httpx
+import msgspec
 import pytest
 import websockets
 from split_peer import connect, dial, hello
 
 from sliceserve.api.split import SplitLimits
-from sliceserve.transport.messages import SUBPROTOCOL, Bye, Error
+from sliceserve.transport.messages import OLDEST_VERSION, PROTOCOL_VERSION, SUBPROTOCOL, Bye, Error
 
 
 async def test_welcome_says_what_was_chosen(serve, fake):
@@ -23,6 +24,19 @@ async def test_welcome_says_what_was_chosen(serve, fake):
         assert other.welcome.resume_token != welcome.resume_token
 
 
+async def test_an_old_client_is_told_nothing_that_it_does_not_know(serve, fake):
+    served = await serve(fake(block_size=16))
+    async with connect(served) as peer:
+        assert (peer.welcome.protocol, peer.welcome.block_size) == (PROTOCOL_VERSION, 16)
+    async with dial(served) as peer:
+        await peer.send(hello(protocol=OLDEST_VERSION))
+        welcome = msgspec.msgpack.decode((await peer.socket.recv())[1:])
+        assert welcome.keys().isdisjoint({"block_size", "protocol"})
+        await peer.open()
+        opened = msgspec.msgpack.decode((await peer.socket.recv())[1:])
+        assert opened.keys() == {"request_id", "next_position", "credit"}
+
+
 async def test_info_before_connecting(serve, fake):
     served = await serve(fake())
     async with httpx.AsyncClient(base_url=served.url) as client:
@@ -30,7 +44,7 @@ async def test_info_before_connecting(serve, fake):
     assert info == {
         "model": "tiny",
         "fingerprint": "f" * 64,
-        "protocol": 1,
+        "protocol": PROTOCOL_VERSION,
         "num_layers": 6,
         "cuts": [1, 3, 5],
         "codecs": ["float32/1", "slicer/1"],
@@ -46,7 +60,8 @@ async def test_info_before_connecting(serve, fake):
         ({"fingerprint": "abc"}, "fingerprint_mismatch", ["ffffffffffff", "abc", "same model"]),
         ({"cut": 2}, "cut_not_offered", ["layer 2", "1, 3, 5"]),
         ({"codec": "zip/1"}, "unsupported_codec", ["zip/1", "slicer/1"]),
-        ({"protocol": 2}, "unsupported_protocol", ["version 1", "2"]),
+        ({"protocol": 0}, "unsupported_protocol", ["versions 1 to 2", "0"]),
+        ({"protocol": 3}, "unsupported_protocol", ["versions 1 to 2", "3"]),
         ({"resume_token": "guess"}, "invalid_resume_token", ["Welcome"]),
         ({"resume_token": "a:" + "b" * 41}, "invalid_resume_token", ["Welcome"]),
     ],

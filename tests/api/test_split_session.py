@@ -83,6 +83,44 @@ async def test_a_gap_is_answered_with_the_position_wanted(serve, fake):
         assert (await peer.receive(Want)).next_position == 0
 
 
+async def test_what_is_cached_of_a_prefix_is_not_wanted(serve, fake):
+    engine = fake("abc", block_size=4)
+    digests = [bytes([i]) * 16 for i in range(3)]
+    engine.cached = set(digests[:2])
+    async with connect(await serve(engine)) as peer:
+        await peer.open(1, num_prompt=12, prefix=digests)
+        assert (await peer.receive(Opened)).next_position == 8
+        await peer.data(8, 4)
+        assert (await peer.receive(Token)).position == 12
+        await peer.open(2, num_prompt=12, prefix=digests[::-1])
+        assert (await peer.receive(Opened)).next_position == 0
+    assert [opening.prefix for opening in engine.sent(Open)] == [digests, digests[::-1]]
+
+
+@pytest.mark.parametrize(
+    ("block_size", "opening", "words"),
+    [
+        (4, {"num_prompt": 11, "prefix": [bytes(16)] * 3}, "3 blocks, but 11 positions"),
+        (4, {"num_prompt": 2**32 - 1, "prefix": [bytes(16)] * 33}, "128 positions have at most 32"),
+        (0, {"num_prompt": 11, "prefix": [bytes(16)]}, "at most 0"),
+        (4, {"num_prompt": 11, "prefix": [bytes(15)]}, "length >= 16"),
+        (4, {"num_prompt": 11, "prefix": [bytes(17)]}, "length <= 16"),
+    ],
+)
+async def test_a_prefix_that_cannot_be_ends_its_request_alone(
+    serve, fake, block_size, opening, words
+):
+    engine = fake(block_size=block_size)
+    async with connect(await serve(engine)) as peer:
+        await peer.open(7, **opening)
+        error = await peer.receive(Error)
+        assert (error.code, error.request_id) == ("invalid_request", 7)
+        assert words in error.message
+        assert not engine.sent(Open)
+        await peer.open(7)
+        await peer.receive(Opened)
+
+
 async def test_cancel_ends_one_request_only(serve, fake, eventually):
     engine = fake("abc")
     async with connect(await serve(engine)) as peer:

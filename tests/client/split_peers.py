@@ -2,6 +2,7 @@
 server whose tokens hash every packet it was given, so that no lost or changed byte goes unseen."""
 
 import asyncio
+import itertools
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from sliceserve.engine.messages import (
     RequestOutput,
 )
 from sliceserve.engine.streams import EngineStreams
+from sliceserve.scheduler.prefix import block_digests
 from sliceserve.transport import messages as wire
 from sliceserve.transport.frames import DataFrame, decode, encode
 from sliceserve.transport.link import CloseCode, Link, LinkClosed, LinkRefused
@@ -48,7 +50,13 @@ def answer(prompt: list[int], sampling: SamplingParams) -> list[int]:
 
 
 class ScriptedHead(EngineStreams):
-    """Gives the prompt's packets ``chunk`` at a time; ``encoded`` lists every (id, position)."""
+    """Gives the prompt's packets ``chunk`` at a time; ``encoded`` lists every (id, position).
+
+    Whole blocks of what it has encoded are ``kept`` (the tenant, and the token ids up to their
+    ends), and given at opening. While ``slow`` is set it does not answer.
+    """
+
+    block_size = 4
 
     def __init__(self, cut: int, model_path: str = "", chunk: int = 4) -> None:
         super().__init__()
@@ -57,6 +65,11 @@ class ScriptedHead(EngineStreams):
         self.model_path = model_path
         self.encoded: list[tuple[str, int]] = []
         self.live: set[str] = set()
+        self.known: dict[str, list[int]] = {}
+        self.tenants: dict[str, str] = {}
+        self.kept: set[tuple[str, tuple[int, ...]]] = set()
+        self.prefills: set[asyncio.Task[None]] = set()
+        self.slow = False
         self.num_starts = 0
 
     async def start(self) -> EngineInfo:
@@ -89,17 +102,34 @@ class ScriptedHead(EngineStreams):
     def _post(self, command: Command) -> None:
         if isinstance(command, Open):
             self.live.add(command.request_id)
-            opened = RequestOutput(request_id=command.request_id, opened=True)
-            asyncio.get_running_loop().call_soon(self._dispatch, [opened])
-            for start in range(0, command.num_prompt, self.chunk):
-                tokens = command.prompt[start : start + self.chunk]
-                self._emit(command.request_id, start, tokens)
+            if not self.slow:
+                self._begin(command)
         elif isinstance(command, AppendTokens):
             self._emit(command.request_id, command.start, command.tokens)
         elif isinstance(command, Cancel):
             self.live.discard(command.request_id)
         elif isinstance(command, GetStats):
             asyncio.get_running_loop().call_soon(self._dispatch, [self._stats()])
+
+    def _begin(self, command: Open) -> None:
+        ends = range(self.block_size, command.num_prompt + 1, self.block_size)
+        names = [(command.tenant, tuple(command.prompt[:end])) for end in ends]
+        hits = itertools.takewhile(self.kept.__contains__, names)
+        num_kept = self.block_size * len(list(hits))
+        self.tenants[command.request_id] = command.tenant
+        known = self.known[command.request_id] = command.prompt[:num_kept]
+        packets = [packet(i, token) for i, token in enumerate(known)]
+        opened = RequestOutput(request_id=command.request_id, opened=True, packets=packets)
+        asyncio.get_running_loop().call_soon(self._dispatch, [opened])
+        self.prefills.add(asyncio.create_task(self._prefill(command, num_kept)))
+
+    async def _prefill(self, command: Open, num_kept: int) -> None:
+        # To compute takes longer than to open.
+        for _ in range(5):
+            await asyncio.sleep(0)
+        for start in range(num_kept, command.num_prompt, self.chunk):
+            tokens = command.prompt[start : start + self.chunk]
+            self._emit(command.request_id, start, tokens)
 
     def _stats(self) -> EngineStats:
         return EngineStats(
@@ -118,6 +148,10 @@ class ScriptedHead(EngineStreams):
 
     def _emit(self, request_id: str, start: int, tokens: list[int]) -> None:
         packets = [packet(start + i, token) for i, token in enumerate(tokens)]
+        known, tenant = self.known[request_id], self.tenants[request_id]
+        known += tokens
+        ends = range(self.block_size, len(known) + 1, self.block_size)
+        self.kept.update((tenant, tuple(known[:end])) for end in ends)
         self.encoded += [(request_id, start + i) for i in range(len(tokens))]
         output = RequestOutput(
             request_id=request_id, start=start, packets=packets, seconds=0.001 * len(tokens)
@@ -144,13 +178,16 @@ class ScriptedServer:
 
     ``cut_before`` and ``cut_after``: numbers of tokens (counted from 1 over all requests) around
     whose sending the link is cut; before: the token is lost. ``forgetful``: no session outlives
-    its link. ``gap_at``: at this position, once, what came is lost. ``received`` lists all
-    messages, ``violations`` what a client must never do.
+    its link. ``gap_at``: at this position, once, what came is lost. With ``block_size`` above 0,
+    blocks of packets are ``kept`` by digest, whatever becomes of their requests. ``received`` lists
+    all messages, ``violations`` what a client must never do.
     """
 
     def __init__(self, window: int = 6, max_frame_tokens: int = 4) -> None:
         self.window = window
         self.max_frame_tokens = max_frame_tokens
+        self.block_size = 0
+        self.kept: dict[bytes, list[bytes]] = {}
         self.cut_before: set[int] = set()
         self.cut_after: set[int] = set()
         self.forgetful = False
@@ -227,6 +264,7 @@ class ScriptedServer:
             max_frame_bytes=1 << 16,
             resume_token=token,
             resume_timeout_s=60.0,
+            block_size=self.block_size,
         )
 
     async def _handle(self, link: Link, token: str, message: wire.Control | DataFrame) -> None:
@@ -253,6 +291,8 @@ class ScriptedServer:
         held = requests.get(message.request_id)
         if held is None:
             held = requests[message.request_id] = Held(message, outputs=list(message.outputs))
+            for digest in itertools.takewhile(self.kept.__contains__, message.prefix):
+                held.packets += self.kept[digest]
         held.granted = len(held.packets) + self.window
         opened = wire.Opened(
             request_id=message.request_id,
@@ -262,6 +302,8 @@ class ScriptedServer:
         await link.send(encode(opened))
         if len(held.outputs) == len(message.outputs) + 1:
             await self._send_token(link, requests, held)
+        elif len(held.packets) == held.num_known:
+            await self._sample(link, requests, held)
 
     async def _take(self, link: Link, requests: dict[int, Held], frame: DataFrame) -> None:
         held = requests[frame.request_id]
@@ -279,9 +321,18 @@ class ScriptedServer:
             await link.send(encode(want))
             return
         held.packets += frame.packets[len(held.packets) - frame.first_position :]
+        self._keep(held.packets)
         if len(held.packets) < held.num_known:
             await self._grant(link, held)
             return
+        await self._sample(link, requests, held)
+
+    def _keep(self, packets: list[bytes]) -> None:
+        size = self.block_size
+        for i, digest in enumerate(block_digests(packets, size) if size else []):
+            self.kept[digest] = packets[i * size : (i + 1) * size]
+
+    async def _sample(self, link: Link, requests: dict[int, Held], held: Held) -> None:
         sampling = held.open.sampling
         held.outputs.append(next_token(held.packets, sampling.seed))
         self.num_tokens += 1

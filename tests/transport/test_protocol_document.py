@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from sliceserve.configs import SamplingParams
+from sliceserve.scheduler.prefix import block_digests
 from sliceserve.transport.frames import DataFrame, MessageType, decode, encode
 from sliceserve.transport.link import CloseCode
 from sliceserve.transport.messages import Control, Credit
@@ -44,6 +46,13 @@ def test_the_table_lists_every_message_and_field(document: str) -> None:
     assert not described
     for kind in (MessageType.PACKET, MessageType.PACKETS):
         assert f"| {kind.value} | data frame" in document
+
+
+def test_the_digest_is_that_of_the_code(document: str) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert [names["first"].digest()] == block_digests([b"\x01", b"\x02\x03", b"\xff"], 2)
 
 
 def test_the_text_lists_every_setting_of_sampling(document: str) -> None:

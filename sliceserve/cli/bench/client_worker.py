@@ -38,7 +38,7 @@ from sliceserve.models.resolve import fingerprint, resolve_model
 from sliceserve.models.spec import ModelSpec
 from sliceserve.transport.frames import ProtocolError
 from sliceserve.transport.link import Link, LinkClosed
-from sliceserve.transport.messages import Bye, Hello, Welcome
+from sliceserve.transport.messages import PROTOCOL_VERSION, Bye, Hello, Welcome
 from sliceserve.transport.websocket import connect
 
 # Handshakes at once: a server's queue of new connections is not endless.
@@ -127,6 +127,7 @@ async def _connect_all(assignment: Assignment, stack: AsyncExitStack) -> list[_R
     config = assignment.config
     path = resolve_model(config.model.model, config.model.trust_remote_code)
     hello = Hello(
+        protocol=PROTOCOL_VERSION,
         fingerprint=fingerprint(path),
         codec=wire_id(config.codec, ModelSpec.load(path).hidden_size),
         hide_tokens=config.codec.calibrated.hide_tokens,
