@@ -81,15 +81,18 @@ class CalibratedCodec:
 
     def decode(self, packets: Sequence[bytes], out: torch.Tensor, runs: Sequence[Run] = ()) -> None:
         expect_one_row_each(packets, out, self.hidden_size)
+        # Predictions follow from float32 states: only rows of another dtype are made elsewhere.
+        states = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
         try:
-            decoded = self._decoded(packets, runs, out.device)
+            self._decode_into(states, packets, runs)
         except CodecError:
             # Usual packets are read before those apart: another may be the first bad one.
             for i, packet in enumerate(packets):
                 self._check(packet, i)
             raise
-        refuse_rows(~decoded.isfinite().all(dim=1), "the decoded state is not finite")
-        out.copy_(decoded)
+        refuse_rows(~states.isfinite().all(dim=1), "the decoded state is not finite")
+        if states is not out:
+            out.copy_(states)
 
     def check(self, packet: bytes) -> None:
         self._check(packet, 0)
@@ -112,26 +115,27 @@ class CalibratedCodec:
             packets[i] = _APART + token + self._apart.encode(x[i : i + 1])[0]
         return packets, predicted + residual
 
-    def _decoded(
-        self, packets: Sequence[bytes], runs: Sequence[Run], device: torch.device
-    ) -> torch.Tensor:
-        """Packets → states (n, d) float32. Raises CodecError without a place in the batch."""
-        side = self._side(device)
+    def _decode_into(
+        self, states: torch.Tensor, packets: Sequence[bytes], runs: Sequence[Run]
+    ) -> None:
+        """Packets → ``states`` (n, d) float32. Raises CodecError without a place in the batch."""
+        side = self._side(states.device)
         residual, token_ids = self._read(side, packets)
-        predicted = side.prediction.from_tokens(token_ids)
-        decoded = predicted + residual
-        if side.prediction.follows_states:
+        known = side.prediction.from_tokens(token_ids)
+        if not side.prediction.follows_states:
+            torch.add(known, residual, out=states)
+        else:
             _expect_whole(runs, len(packets))
             for rows, current in waves(runs):
                 previous = side.prediction.previous_of(current)
-                states = predicted[rows] + side.prediction.from_states(previous) + residual[rows]
-                decoded[rows] = states
-                for row, run, state in zip(rows, current, states, strict=True):
+                # In the order of the encoder's sums.
+                decoded = known[rows] + side.prediction.from_states(previous) + residual[rows]
+                states[rows] = decoded
+                for row, run, state in zip(rows, current, decoded, strict=True):
                     run.follow(None if _is_apart(packets[row]) else state)
         for i, packet in enumerate(packets):
             if _is_apart(packet):
-                self._apart.decode([self._vector(packet)], decoded[i : i + 1])
-        return decoded
+                self._apart.decode([self._vector(packet)], states[i : i + 1])
 
     def _read(self, side: "_Side", packets: Sequence[bytes]) -> tuple[torch.Tensor, torch.Tensor]:
         """Residuals (n, d), 0 for packets apart, and token ids (n,) int64 on the CPU."""

@@ -133,7 +133,7 @@ class Runner:
         if num_thin > 0:
             ids = [token_id for r in requests[:num_thin] for token_id in r.inputs]
             token_ids = torch.tensor(ids, device=hidden.device)
-            hidden[: starts[num_thin]] = self._decoder.embed(token_ids)
+            self._decoder.embed(token_ids, out=hidden[: starts[num_thin]])
         first = num_thin
         for i in range(num_thin + 1, len(requests) + 1):
             # One call decodes a run of requests under one codec.

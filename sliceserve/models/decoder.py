@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch.nn.functional import embedding
 
 from sliceserve.kernels.linear import PackedLinear
 from sliceserve.kernels.paged_attention import AttentionBatch, paged_attention
@@ -69,9 +68,10 @@ class Decoder:
         with WeightReader(path, dtype, device) as weights:
             return cls(spec, first, stop, weights)
 
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """(T,) int64 → (T, hidden_size): the residual stream that enters layer 0."""
-        return embedding(token_ids, self._embedding)
+    def embed(self, token_ids: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """(T,) int64 → (T, hidden_size), in ``out`` if given: the residual stream that enters
+        layer 0."""
+        return torch.index_select(self._embedding, 0, token_ids, out=out)
 
     def forward(
         self,
