@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from sliceserve.cli import app
-from sliceserve.cli.bench.fleet_messages import Outcome, Recording
-from sliceserve.cli.bench.replay import record, replay
+from sliceserve.cli.bench.fleet_messages import Assignment, Client, Outcome, Recording
+from sliceserve.cli.bench.open_loop import run_turn
+from sliceserve.cli.bench.replay import part, record, replay
 from sliceserve.cli.bench.shared_head import SharedHead, StartedOnce
 from sliceserve.cli.bench.timeline import Timeline
 from sliceserve.cli.bench.workload import Workload
@@ -165,6 +166,31 @@ async def test_a_replay_gives_the_recorded_tokens(config, line):
         assert (len(outcome.timeline.tokens), outcome.num_mismatches) == (6, 0)
         assert outcome.num_packets == 10
         assert outcome.bytes_up > sum(map(len, recording.packets))
+
+
+@pytest.mark.e2e
+async def test_clients_come_and_stop_when_told(config):
+    (told,) = await record(config, CUTS[0], WORK.prompts(300)[:1], WORK.sampling)
+    clients = [
+        Client(index=0, cut=CUTS[0], replays=[0] * 100, stop_s=0.0),
+        Client(index=1, cut=CUTS[0], replays=[0, 0], start_s=0.2),
+        Client(index=2, cut=CUTS[0], replays=[0, 0], start_s=0.1, stop_s=0.0),
+    ]
+    recordings = [told, part(told, told.num_prompt + 2, 4)]
+    clients.append(Client(index=3, cut=CUTS[0], replays=[1]))
+    assignment = Assignment(
+        config=config, sampling=WORK.sampling, clients=clients, recordings=recordings
+    )
+    turn = await run_turn(config, [assignment], "test")
+    by_client = [[one for one in turn.outcomes if one.client == i] for i in range(4)]
+    assert [len(outcomes) for outcomes in by_client] == [1, 2, 0, 1]
+    assert [len(one.timeline.tokens) for one in by_client[1]] == [6, 6]
+    # Its answer is as long as the recorded one, whatever the sampling says.
+    assert len(by_client[3][0].timeline.tokens) == 4
+    assert by_client[1][0].timeline.start - by_client[0][0].timeline.start == pytest.approx(0.2)
+    assert all(one.code is None and one.num_mismatches == 0 for one in turn.outcomes)
+    assert 0 < turn.busy_s < turn.seconds
+    assert turn.seconds > 0.2
 
 
 @pytest.mark.e2e

@@ -134,7 +134,7 @@ def test_clients_prompts_and_cuts_are_dealt_out():
     assert [len(one.clients) for one in assignments] == [3, 2]
     assert [client.cut for client in clients] == [8, 15, 8, 15, 8]
     assert [prompt for client in clients for prompt in client.prompts] == prompts
-    assert [one.num_requests for one in assignments] == [6, 4]
+    assert [sum(c.num_requests for c in one.clients) for one in assignments] == [6, 4]
 
 
 def test_recordings_are_dealt_out_by_cut():

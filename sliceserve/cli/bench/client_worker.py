@@ -1,8 +1,8 @@
 """Some of the clients of `bench serve`: ``python -m sliceserve.cli.bench.client_worker``.
 
 Standard input brings an ``Assignment``, and an empty line when all processes are ready and the
-clients shall begin. Standard output answers ``Ready``, then an ``Outcome`` as each request ends;
-or ``Failed``. The process ends when its work does, or its standard input.
+clients shall begin. Standard output answers ``Ready``, then an ``Outcome`` as each request ends and
+``Ended`` when all have; or ``Failed``. The process ends when its work does, or its standard input.
 """
 
 import asyncio
@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from sliceserve.api.server import run
-from sliceserve.cli.bench.fleet_messages import Assignment, Client, Failed, Outcome, Ready
+from sliceserve.cli.bench.fleet_messages import Assignment, Client, Ended, Failed, Outcome, Ready
 from sliceserve.cli.bench.replay import replay
 from sliceserve.cli.bench.shared_head import SharedHead, StartedOnce
 from sliceserve.cli.bench.timeline import Timeline
@@ -61,8 +62,10 @@ async def _work(assignment: Assignment) -> None:
         _say(Ready())
         await asyncio.to_thread(sys.stdin.buffer.readline)
         threading.Thread(target=_end_with_parent, daemon=True).start()
+        began = time.perf_counter()
         clients = zip(assignment.clients, requesters, strict=True)
-        await asyncio.gather(*(_drive(client, requester) for client, requester in clients))
+        await asyncio.gather(*(_drive(client, requester, began) for client, requester in clients))
+        _say(Ended())
 
 
 class _Requester(Protocol):
@@ -72,9 +75,14 @@ class _Requester(Protocol):
         ...
 
 
-async def _drive(client: Client, requester: _Requester) -> None:
+async def _drive(client: Client, requester: _Requester, began: float) -> None:
+    await asyncio.sleep(began + client.start_s - time.perf_counter())
+    # A first request counts from the moment that it was due, late as this process may be.
+    due = began + client.start_s
     for number in range(client.num_requests):
-        timeline = Timeline(time.perf_counter())
+        if client.stop_s is not None and due - began > client.stop_s:
+            return
+        timeline = Timeline(due)
         outcome = Outcome(client=client.index, cut=client.cut, timeline=timeline)
         try:
             await requester.request(number, outcome)
@@ -83,6 +91,7 @@ async def _drive(client: Client, requester: _Requester) -> None:
         except LinkClosed as error:
             outcome.code, outcome.error = "connection_lost", str(error)
         _say(outcome)
+        due = time.perf_counter()
 
 
 class _HeadRequester:
@@ -112,7 +121,8 @@ class _ReplayRequester:
 
     async def request(self, number: int, outcome: Outcome) -> None:
         recording = self._recordings[number]
-        await replay(self._connection, number + 1, recording, self._sampling, outcome)
+        sampling = replace(self._sampling, max_tokens=len(recording.tokens))
+        await replay(self._connection, number + 1, recording, sampling, outcome)
 
     async def close(self) -> None:
         try:
@@ -198,7 +208,7 @@ async def _replaying(
     return requester
 
 
-def _say(report: Ready | Failed | Outcome) -> None:
+def _say(report: Ready | Failed | Outcome | Ended) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     sys.stdout.buffer.flush()
 

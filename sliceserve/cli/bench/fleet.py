@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
-from sliceserve.cli.bench.fleet_messages import Assignment, Failed, Outcome, Ready
+from sliceserve.cli.bench.fleet_messages import Assignment, Ended, Failed, Outcome, Ready
 
 _STOP_TIMEOUT_S = 15.0
 # One line of a report; the timeline of a request with a million tokens fits.
@@ -51,7 +51,6 @@ class _Worker:
         assert process.stdin is not None
         assert process.stdout is not None
         self._stdin, self._stdout = process.stdin, process.stdout
-        self._num_requests = assignment.num_requests
         self._stdin.write(msgspec.json.encode(assignment) + b"\n")
 
     async def wait_ready(self) -> None:
@@ -65,17 +64,16 @@ class _Worker:
 
     async def outcomes(self, on_outcome: Callable[[], None]) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        while len(outcomes) < self._num_requests:
-            report = await self._receive()
+        while not isinstance(report := await self._receive(), Ended):
             if isinstance(report, Outcome):
                 outcomes.append(report)
                 on_outcome()
         return outcomes
 
-    async def _receive(self) -> Ready | Failed | Outcome:
+    async def _receive(self) -> Ready | Failed | Outcome | Ended:
         if not (line := await self._stdout.readline()):
             raise FleetError("a client process ended before its work was done; its words are above")
-        return msgspec.json.decode(line, type=Ready | Failed | Outcome)
+        return msgspec.json.decode(line, type=Ready | Failed | Outcome | Ended)
 
 
 @contextlib.asynccontextmanager

@@ -20,12 +20,15 @@ class Recording(msgspec.Struct, frozen=True):
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
     """One client and its requests, one after the other: prompts for a head, or numbers of the
-    assignment's recordings."""
+    assignment's recordings. The first comes ``start_s`` seconds after the beginning, and none
+    later than ``stop_s`` if that is set."""
 
     index: int
     cut: int
     prompts: list[list[int]] = []
     replays: list[int] = []
+    start_s: float = 0.0
+    stop_s: float | None = None
 
     @property
     def num_requests(self) -> int:
@@ -40,10 +43,6 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     clients: list[Client]
     recordings: list[Recording] = []
 
-    @property
-    def num_requests(self) -> int:
-        return sum(client.num_requests for client in self.clients)
-
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """All clients of a process are connected."""
@@ -53,6 +52,10 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     """The clients of a process cannot begin, and why."""
 
     error: str
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """All outcomes of a process have been told."""
 
 
 class Outcome(msgspec.Struct, tag=True, kw_only=True):

@@ -82,6 +82,26 @@ async def record(
     return recordings
 
 
+def part(recording: Recording, num_prompt: int, num_output: int) -> Recording:
+    """What would have been recorded for the first ``num_prompt`` tokens of prompt and answer.
+
+    A token follows from those before it and the sampling settings: so whoever asks with the first
+    of them is answered with the others. Raises ValueError for tokens outside the recorded answer.
+    """
+    skipped = num_prompt - recording.num_prompt
+    if not (skipped >= 0 and 1 <= num_output <= len(recording.tokens) - skipped):
+        raise ValueError(
+            f"{num_prompt} + {num_output} tokens are no part of a recording of "
+            f"{recording.num_prompt} + {len(recording.tokens)}"
+        )
+    return Recording(
+        recording.cut,
+        num_prompt,
+        recording.packets[: num_prompt + num_output - 1],
+        recording.tokens[skipped : skipped + num_output],
+    )
+
+
 async def replay(
     connection: Connection,
     request_id: int,

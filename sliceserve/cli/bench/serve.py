@@ -7,9 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
 import msgspec
-from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
 from sliceserve.cli.bench.backends import own_server
@@ -17,16 +15,13 @@ from sliceserve.cli.bench.fleet import start_fleet
 from sliceserve.cli.bench.fleet_messages import Assignment, Client, Outcome, Recording
 from sliceserve.cli.bench.replay import record
 from sliceserve.cli.bench.report import make_table, progress
+from sliceserve.cli.bench.server_figures import counters, read
 from sliceserve.cli.bench.timeline import latencies
 from sliceserve.cli.bench.workload import Workload, vocab_size
 from sliceserve.cli.console import stderr
 from sliceserve.configs import ClientConfig
 
 _DEFAULT_MAX_REQUESTS = 1024
-
-
-class ServerUnreadable(RuntimeError):
-    """The server does not say what the benchmark must know."""
 
 
 class _ServerInfo(msgspec.Struct):
@@ -55,17 +50,17 @@ async def run(config: ClientConfig, work: Workload, load: Load, own: bool) -> di
         if own:
             with stderr.status(f"Starting a server for {config.model.model} …"):
                 config = await stack.enter_async_context(_own(config, load))
-        info = await _get(config, "/v1/split/info")
+        info = await read(config, "/v1/split/info")
         cuts = load.splits or tuple(msgspec.json.decode(info, type=_ServerInfo).cuts)
         prompts = await asyncio.to_thread(lambda: work.prompts(vocab_size(config)))
         recordings = await _record(config, work, load, cuts, prompts)
         assignments = assign(config, work, load, cuts, prompts, recordings)
         with stderr.status(f"Starting {load.num_clients} clients …"):
             fleet = await stack.enter_async_context(start_fleet(assignments))
-        before = await _counters(config)
+        before = await counters(config)
         with progress("requests", work.num_prompts) as on_outcome:
             seconds, outcomes = await fleet.run(on_outcome)
-        after = await _counters(config)
+        after = await counters(config)
     busy_s = after["engine_busy_seconds"] - before["engine_busy_seconds"]
     num_steps = after["engine_steps"] - before["engine_steps"]
     num_rows = after["engine_tokens"] - before["engine_tokens"]
@@ -199,27 +194,3 @@ async def _record(
         for cut in cuts if recorded else ():
             recordings += await record(config, cut, recorded, work.sampling, on_token)
     return recordings
-
-
-async def _counters(config: ClientConfig) -> dict[str, float]:
-    """The engine's counters in the server's /metrics, by name."""
-    text = (await _get(config, "/metrics")).decode()
-    families = text_string_to_metric_families(text)
-    return {
-        family.name.removeprefix("sliceserve:"): family.samples[0].value
-        for family in families
-        if family.name.startswith("sliceserve:engine_")
-    }
-
-
-async def _get(config: ClientConfig, path: str) -> bytes:
-    """Raises ServerUnreadable."""
-    url = config.server.rstrip("/").removesuffix("/v1") + path
-    headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
-    try:
-        async with httpx.AsyncClient(headers=headers, timeout=config.timeout_s) as http:
-            return (await http.get(url)).raise_for_status().content
-    except httpx.HTTPError as error:
-        raise ServerUnreadable(
-            f"cannot read {url}: {error}; check that `sliceserve serve` runs there, and the API key"
-        ) from error
