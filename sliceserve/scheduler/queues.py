@@ -34,6 +34,12 @@ class Queues:
     def num_running(self) -> int:
         return len(self.policy.decodes) + len(self.policy.prefills)
 
+    def num_needed(self, num_slots: int) -> int:
+        """Rows of a step in which all decodes that have slots are served, with or without what
+        they leave to others."""
+        num_decodes = min(len(self.policy.decodes), num_slots)
+        return num_decodes + num_decodes // (KEPT_SHARE - 1) + 1
+
     def push(self, request: Request) -> None:
         """Put the request, which is in no queue, where it belongs now."""
         num_pending = request.num_pending

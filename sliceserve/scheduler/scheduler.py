@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from sliceserve.configs import SchedulerConfig
 from sliceserve.scheduler.blocks import BlockManager, SegmentUsage
+from sliceserve.scheduler.budget import StepBudget
 from sliceserve.scheduler.errors import RequestRefused, SchedulerError
 from sliceserve.scheduler.plan import (
     FinishReason,
@@ -72,6 +73,9 @@ class Scheduler:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._requests: dict[str, Request] = {}
         self._queues = Queues(make_policy(config))
+        self._budget: StepBudget | None = None
+        if config.target_itl_ms is not None:
+            self._budget = StepBudget(config.target_itl_ms / 1000, config.max_tokens_per_step)
         # Between schedule and update: the requests in flight, less those cancelled since.
         self._step = Step(0, 0)
         self._num_arrived = 0
@@ -141,7 +145,7 @@ class Scheduler:
         next call."""
         if self._step.chosen:
             raise SchedulerError("the step before this one has not been updated")
-        self._step = Step(self._config.max_tokens_per_step, self._config.max_requests_per_step)
+        self._step = Step(self._num_rows(), self._config.max_requests_per_step)
         for request in self._queues.candidates(self._step):
             if self._make_room(request):
                 self.blocks.grow(request, request.num_known)
@@ -156,12 +160,19 @@ class Scheduler:
     def update(self, plan: StepPlan, output: StepOutput) -> list[Progress]:
         """Account for a step that has run. What it did for requests cancelled since is dropped;
         those that finish are removed."""
+        if self._budget is not None and plan.requests:
+            self._budget.observe(plan.num_tokens, sum(output.seconds.values()))
         progress = []
         for scheduled in plan.requests:
             choice = self._step.chosen.pop(scheduled.request_id, None)
             if choice is not None:
                 progress.append(self._advance(choice[0], scheduled, output))
         return progress
+
+    def _num_rows(self) -> int:
+        if self._budget is None:
+            return self._config.max_tokens_per_step
+        return self._budget.num_rows(self._queues.num_needed(self._config.max_requests_per_step))
 
     def _advance(
         self, request: Request, scheduled: ScheduledRequest, output: StepOutput

@@ -57,6 +57,7 @@ class Harness:
         self.blocks = BlockManager(segments, block_size)
         config = SchedulerConfig(**limits)
         self.scheduler = Scheduler(config, self.blocks, max_model_len, {EOS})
+        self.policy = self.scheduler._queues.policy
         self.model = FakeModel()
         self.heads: set[str] = set()
 

@@ -52,6 +52,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         tenant_weights=st.dictionaries(st.sampled_from("abc"), st.floats(0.1, 10)),
         long_prefill_tokens=st.integers(1, 8),
         long_prefill_share=st.floats(0.1, 1),
+        target_itl_ms=st.none() | st.floats(0.5, 9),
     )
     def start(self, **settings: object) -> None:
         self.harness = Harness(**settings)
