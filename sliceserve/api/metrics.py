@@ -120,6 +120,14 @@ class _EngineCollector:
         }
         counters: dict[str, tuple[str, float]] = {
             "num_preemptions": ("Requests that lost their KV blocks.", stats.num_preempted_total),
+            "prefix_cache_queries": (
+                "Positions of prompts that were looked up in the prefix cache.",
+                stats.num_prefix_queried_tokens_total,
+            ),
+            "prefix_cache_hits": (
+                "Positions of prompts that the prefix cache had.",
+                stats.num_prefix_hit_tokens_total,
+            ),
             "engine_steps": ("Forward passes.", stats.num_steps_total),
             "engine_tokens": ("Rows computed, replays included.", stats.num_tokens_total),
             "engine_busy_seconds": ("Time spent in forward passes.", stats.busy_seconds),

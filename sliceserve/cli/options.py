@@ -163,6 +163,7 @@ _SERVER_KEYS = {
     "cuts": "engine.layers.cuts",
     "kv_cache_tokens": "engine.cache.num_tokens",
     "block_size": "engine.cache.block_size",
+    "prefix_cache": "engine.cache.prefix_cache",
     "max_tokens_per_step": "engine.scheduler.max_tokens_per_step",
     "max_requests": "engine.scheduler.max_requests",
     "policy": "engine.scheduler.policy",

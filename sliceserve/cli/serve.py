@@ -58,6 +58,14 @@ def serve(
             show_default=str(options.SERVER.engine.cache.block_size),
         ),
     ] = None,
+    prefix_cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--prefix-cache/--no-prefix-cache",
+            help="Keep the KV cache of what has been computed for requests that begin alike.",
+            show_default="on" if options.SERVER.engine.cache.prefix_cache else "off",
+        ),
+    ] = None,
     max_tokens_per_step: Annotated[
         int | None,
         typer.Option(
@@ -120,6 +128,7 @@ def serve(
         max_model_len=max_model_len,
         kv_cache_tokens=kv_cache_tokens,
         block_size=block_size,
+        prefix_cache=prefix_cache,
         max_tokens_per_step=max_tokens_per_step,
         max_requests=max_requests,
         policy=policy,

@@ -66,6 +66,7 @@ def build_engine(
         codecs=[*dict.fromkeys(offer.info.codec for offer in offered), *known_codecs()],
         profiles=[offer.info for offer in offered],
         eos_token_ids=list(spec.eos_token_ids),
+        block_size=block_size if config.cache.prefix_cache else 0,
     )
     runner = Runner(
         decoder,
@@ -81,7 +82,7 @@ def build_engine(
     runner.warm_up()
     scheduler = Scheduler(
         config.scheduler,
-        BlockManager(segments, block_size),
+        BlockManager(segments, block_size, config.cache.prefix_cache),
         info.max_model_len,
         info.eos_token_ids,
     )

@@ -134,6 +134,8 @@ class Engine:
             num_tokens_total=self._num_tokens,
             num_sampled_total=self._num_sampled,
             num_preempted_total=counts.num_preempted_total,
+            num_prefix_queried_tokens_total=counts.num_prefix_queried_tokens_total,
+            num_prefix_hit_tokens_total=counts.num_prefix_hit_tokens_total,
             busy_seconds=self._busy_seconds,
             held_packet_bytes=counts.held_packet_bytes,
             segments=[
@@ -142,8 +144,9 @@ class Engine:
                     stop=usage.segment.stop,
                     num_blocks=usage.segment.num_blocks,
                     num_free=usage.num_free,
+                    num_cached=usage.num_cached,
                 )
-                for usage in self._scheduler.blocks.usage()
+                for usage in counts.segments
             ],
         )
 
@@ -170,8 +173,8 @@ class Engine:
             tenant=command.tenant,
             priority=command.priority,
         )
-        self._scheduler.add(request)
-        return [self._opened(request)]
+        self._scheduler.add(request, command.prefix)
+        return [msgspec.structs.replace(self._opened(request), packets=request.packets[:])]
 
     def _attach(self, command: Open, request: Request) -> RequestOutput:
         """The request lives: say where it stands, and again the token that its client missed."""
@@ -189,6 +192,7 @@ class Engine:
             request_id=request.request_id,
             opened=True,
             num_computed=request.num_computed,
+            num_cached=request.num_cached,
             wanted=request.num_known,
             credit=self._credit(request),
         )
@@ -289,6 +293,7 @@ class Engine:
         report = RequestOutput(
             request_id=request_id,
             num_computed=request.num_computed,
+            num_cached=request.num_cached,
             credit=self._credit(request),
             start=progress.start,
             tokens=[progress.token] if progress.token is not None else [],

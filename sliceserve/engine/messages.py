@@ -178,12 +178,14 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 class SegmentStats(msgspec.Struct, frozen=True, kw_only=True):
-    """KV blocks of the layers ``[first, stop)``."""
+    """KV blocks of the layers ``[first, stop)``: ``num_free`` can be had, ``num_cached`` of them
+    hold prefixes until then."""
 
     first: int
     stop: int
     num_blocks: int
     num_free: int
+    num_cached: int = 0
 
 
 class EngineStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):

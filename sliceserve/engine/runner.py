@@ -35,8 +35,9 @@ class Runner:
     known tokens are sampled. ``codecs`` are the decoders of packets that need more than a wire id,
     by the names that requests know them under.
 
-    Where a codec predicts, the last decoded state of each request is kept until ``forget``. Not
-    thread-safe: the hidden states of a pass live in one buffer.
+    Where a codec predicts, the last decoded state of each request is kept until ``forget``, and
+    the one at the end of each full block until the block is written again. Not thread-safe: the
+    hidden states of a pass live in one buffer.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Runner:
             (max_rows, decoder.spec.hidden_size), dtype=cache.dtype, device=cache.device
         )
         self._codecs = dict(codecs or {})
-        self._states = DecodedStates()
+        self._states = DecodedStates(block_size)
 
     def codec(self, name: str) -> Codec:
         """The decoder of packets under ``name``; raises CodecError for an unknown one."""

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from sliceserve.scheduler.errors import SchedulerError
 from sliceserve.scheduler.ordering import ByRank
+from sliceserve.scheduler.prefix_cache import CachedBlock, PrefixCache
 from sliceserve.scheduler.request import Request
 
 
@@ -22,8 +23,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class SegmentUsage:
+    """``num_free`` blocks can be had, ``num_cached`` of them by evicting what they hold."""
+
     segment: Segment
     num_free: int
+    num_cached: int
 
 
 class BlockPool:
@@ -90,9 +94,14 @@ class BlockManager:
 
     A request that enters at layer e holds blocks in each segment with ``stop`` > e, equally many
     in all of them: one for every ``block_size`` positions, the last one perhaps not full.
+
+    With ``prefix_cache`` full blocks are kept when their requests let go of them, and given to
+    others that begin with the same inputs. A cached block that nobody holds counts as free.
     """
 
-    def __init__(self, segments: Sequence[Segment], block_size: int) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], block_size: int, prefix_cache: bool = True
+    ) -> None:
         if not segments:
             raise SchedulerError("an engine needs at least one segment of layers")
         if any(low.stop != high.first for low, high in pairwise(segments)):
@@ -102,6 +111,7 @@ class BlockManager:
         self.pools = [BlockPool(segment.num_blocks) for segment in segments]
         self._stops = [segment.stop for segment in segments]
         self._holders = [ByRank() for _ in segments]
+        self._cache = PrefixCache(len(segments), block_size) if prefix_cache else None
         self._capacities = [
             block_size * min(segment.num_blocks for segment in segments[i:])
             for i in range(len(segments))
@@ -113,8 +123,8 @@ class BlockManager:
 
     def usage(self) -> list[SegmentUsage]:
         return [
-            SegmentUsage(segment, pool.num_free)
-            for segment, pool in zip(self.segments, self.pools, strict=True)
+            SegmentUsage(segment, self._num_available(i), self._num_evictable(i))
+            for i, segment in enumerate(self.segments)
         ]
 
     def can_grow(self, request: Request, num_tokens: int) -> bool:
@@ -123,7 +133,7 @@ class BlockManager:
         if num_missing <= 0:
             return True
         lowest = self._lowest_segment(request.entry_layer)
-        return all(pool.num_free >= num_missing for pool in self.pools[lowest:])
+        return all(self._num_available(i) >= num_missing for i in range(lowest, len(self.segments)))
 
     def grow(self, request: Request, num_tokens: int) -> None:
         """Extend the request's block tables over positions below ``num_tokens``, in all of its
@@ -133,15 +143,52 @@ class BlockManager:
             return
         if not self.can_grow(request, num_tokens):
             raise SchedulerError(f"no {num_missing} free blocks for request {request.request_id}")
-        if not request.block_tables:
-            request.block_tables = [[] for _ in self.segments]
+        tables = self._tables(request)
         for i in range(self._lowest_segment(request.entry_layer), len(self.segments)):
-            request.block_tables[i] += self.pools[i].allocate(num_missing)
-            self._holders[i].add(request)
+            self._evict(i, num_missing)
+            tables[i] += self.pools[i].allocate(num_missing)
+
+    def recall(self, request: Request, digests: Sequence[bytes]) -> None:
+        """See ``PrefixCache.recall``."""
+        if self._cache is not None:
+            self._cache.recall(request, digests)
+
+    def adopt(self, request: Request, num_tokens: int) -> None:
+        """If the next of the request's known inputs are cached, take their blocks for computed, as
+        far as they end at or before position ``num_tokens``."""
+        while self._cache is not None and request.num_computed + self.block_size <= num_tokens:
+            at_cached_end = request.num_computed == len(request.cached_blocks) * self.block_size
+            block = self._cache.following(request) if at_cached_end else None
+            if block is None:
+                return
+            request.packets += block.packets[request.num_emitted - request.num_computed :]
+            request.num_computed += self.block_size
+            self._take(request, block)
+
+    def store(self, request: Request, stop: int) -> None:
+        """Cache what is full of the request's blocks, as far as they end behind position ``stop``.
+        A block that another request has cached meanwhile is taken in the place of its own."""
+        while (
+            self._cache is not None
+            and stop < (end := (len(request.cached_blocks) + 1) * self.block_size)
+            and end <= request.num_computed
+        ):
+            if (block := self._cache.following(request)) is not None:
+                self._take(request, block)
+                continue
+            lowest = self._lowest_segment(request.entry_layer)
+            k = len(request.cached_blocks)
+            kv_blocks = [table[k] for table in request.block_tables[lowest:]]
+            if (block := self._cache.insert(request, lowest, kv_blocks)) is None:
+                return
+            self._share(block)
+            self._cache.hold(request, block)
 
     def release(self, request: Request) -> None:
         """Give up all blocks of the request. The lists that held them are left as they are, for a
         step may still be reading them."""
+        if self._cache is not None:
+            self._cache.release(request)
         for pool, holders, table in zip(
             self.pools, self._holders, request.block_tables, strict=False
         ):
@@ -153,26 +200,27 @@ class BlockManager:
         """The requests of latest rank whose blocks, with the free ones, let ``request`` grow; None
         if those that come after it do not hold enough.
 
-        Looks at no more requests than blocks are missing.
+        Looks at no more requests than blocks are missing, and those whose blocks others hold too.
         """
         num_missing = self._num_missing(request, num_tokens)
-        victims: list[Request] = []
+        victims = _Victims(len(self.segments))
         for i in range(self._lowest_segment(request.entry_layer), len(self.segments)):
-            num_short = num_missing - self.pools[i].num_free
-            num_short -= sum(len(v.block_tables[i]) for v in victims)
+            num_short = num_missing - self._num_available(i)
             for holder in self._holders[i].latest_first():
-                if num_short <= 0 or holder.rank <= request.rank:
+                if victims.num_freed[i] >= num_short or holder.rank <= request.rank:
                     break
-                if holder not in victims:
-                    victims.append(holder)
-                    num_short -= len(holder.block_tables[i])
-            if num_short > 0:
+                victims.add(holder)
+            if victims.num_freed[i] < num_short:
                 return None
-        return victims
+        return list(victims.requests)
 
     def check(self, requests: Iterable[Request]) -> None:
-        """Raise SchedulerError unless the tables of ``requests`` account for every block."""
+        """Raise SchedulerError unless the tables of ``requests`` and the prefix cache account for
+        every block."""
+        requests = list(requests)
         references: list[Counter[int]] = [Counter() for _ in self.segments]
+        if self._cache is not None:
+            references = self._cache.check(requests)
         num_holding = [0] * len(self.segments)
         for request in requests:
             for i, table in enumerate(request.block_tables):
@@ -180,10 +228,50 @@ class BlockManager:
                 num_holding[i] += bool(table)
                 if bool(table) != (request in self._holders[i]):
                     raise SchedulerError(f"request {request.request_id} is not among the holders")
+            for k, block in enumerate(request.cached_blocks):
+                if [table[k] for table in request.block_tables[block.lowest :]] != block.kv_blocks:
+                    raise SchedulerError(f"request {request.request_id} holds other blocks")
         for i, pool in enumerate(self.pools):
             pool.check(references[i])
             if len(self._holders[i]) != num_holding[i]:
                 raise SchedulerError(f"segment {i} knows of holders that are gone")
+
+    def _num_available(self, segment: int) -> int:
+        return self.pools[segment].num_free + self._num_evictable(segment)
+
+    def _num_evictable(self, segment: int) -> int:
+        return 0 if self._cache is None else self._cache.num_unused(segment)
+
+    def _evict(self, segment: int, num_blocks: int) -> None:
+        """Evict until ``num_blocks`` of the segment are free."""
+        while self._cache is not None and self.pools[segment].num_free < num_blocks:
+            block = self._cache.evict(segment)
+            for pool, kv_block in zip(self.pools[block.lowest :], block.kv_blocks, strict=True):
+                pool.free([kv_block])
+
+    def _take(self, request: Request, block: CachedBlock) -> None:
+        """Let the request hold a cached block, in the place of one of its own if it has that."""
+        assert self._cache is not None
+        k = len(request.cached_blocks)
+        self._share(block)
+        self._cache.hold(request, block)
+        tables = self._tables(request)
+        for i, kv_block in enumerate(block.kv_blocks, block.lowest):
+            if k < len(tables[i]):
+                self.pools[i].free([tables[i][k]])
+            tables[i][k : k + 1] = [kv_block]
+
+    def _share(self, block: CachedBlock) -> None:
+        for pool, kv_block in zip(self.pools[block.lowest :], block.kv_blocks, strict=True):
+            pool.share([kv_block])
+
+    def _tables(self, request: Request) -> list[list[int]]:
+        """The block tables of a request that is about to hold blocks."""
+        if not request.block_tables:
+            request.block_tables = [[] for _ in self.segments]
+            for i in range(self._lowest_segment(request.entry_layer), len(self.segments)):
+                self._holders[i].add(request)
+        return request.block_tables
 
     def _num_missing(self, request: Request, num_tokens: int) -> int:
         num_held = len(request.block_tables[-1]) if request.block_tables else 0
@@ -191,3 +279,22 @@ class BlockManager:
 
     def _lowest_segment(self, entry_layer: int) -> int:
         return bisect_right(self._stops, entry_layer)
+
+
+class _Victims:
+    """Requests that may be preempted, and how many blocks of each segment that would free."""
+
+    def __init__(self, num_segments: int) -> None:
+        self.requests: dict[Request, None] = {}
+        self.num_freed = [0] * num_segments
+        self._num_users: Counter[CachedBlock] = Counter()
+
+    def add(self, request: Request) -> None:
+        if request in self.requests:
+            return
+        self.requests[request] = None
+        self._num_users.update(request.cached_blocks)
+        num_freed = sum(self._num_users[b] == b.num_users for b in request.cached_blocks)
+        for i, table in enumerate(request.block_tables):
+            if table:
+                self.num_freed[i] += len(table) - len(request.cached_blocks) + num_freed

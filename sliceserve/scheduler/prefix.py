@@ -17,12 +17,19 @@ def block_digests(inputs: "Sequence[int] | Sequence[bytes]", block_size: int) ->
     the owner of the table that they are looked up in.
     """
     digests: list[bytes] = []
-    digest = b""
-    for stop in range(block_size, len(inputs) + 1, block_size):
+    extend_digests(digests, inputs, block_size)
+    return digests
+
+
+def extend_digests(
+    digests: list[bytes], inputs: "Sequence[int] | Sequence[bytes]", block_size: int
+) -> None:
+    """Append the digests of the whole blocks of ``inputs`` that have none yet."""
+    digest = digests[-1] if digests else b""
+    for stop in range((len(digests) + 1) * block_size, len(inputs) + 1, block_size):
         block = inputs[stop - block_size : stop]
         digest = blake2b(digest + _as_bytes(block), digest_size=DIGEST_BYTES).digest()
         digests.append(digest)
-    return digests
 
 
 def _as_bytes(block: "Sequence[int] | Sequence[bytes]") -> bytes:

@@ -7,6 +7,7 @@ from sliceserve.configs import SamplingParams
 
 if TYPE_CHECKING:
     from sliceserve.scheduler.ordering import Queue
+    from sliceserve.scheduler.prefix_cache import CachedBlock
 
 # Who gives way to whom, lower first; no two are equal.
 Rank = tuple[int, int]
@@ -18,10 +19,15 @@ class Request:
     ``inputs`` are what is known, by position: token ids where ``entry_layer`` is 0, packets above.
     They are kept for as long as the request lives and replayed after a preemption. ``outputs`` are
     the tokens sampled so far, those given at opening included; their positions follow the
-    prompt's. ``num_emitted`` (heads): positions below it have been given out as packets.
+    prompt's. ``packets`` (heads) have been given out, those of the first ``num_emitted`` positions.
 
     How known grows: by each sampled token in a whole model; by what the client sends in a head or
     a tail. Scheduling lets computed catch up with known, and nothing else.
+
+    ``cached_blocks`` are the leading ones of its blocks that it shares with the prefix cache,
+    ``digests`` the names of what is known, block by block. Of the prompt's positions
+    ``num_reached`` have been computed or found in the cache at least once, ``num_cached`` of these
+    found.
 
     ``tenant`` is on whose account it runs; a lower ``priority`` is more urgent. ``rank`` and
     ``num_charged`` (positions below it have been charged to the tenant) are the policy's, ``queue``
@@ -32,15 +38,19 @@ class Request:
 
     __slots__ = (
         "block_tables",
+        "cached_blocks",
         "codec",
+        "digests",
         "entry_layer",
         "inputs",
         "is_head",
+        "num_cached",
         "num_charged",
         "num_computed",
-        "num_emitted",
         "num_prompt",
+        "num_reached",
         "outputs",
+        "packets",
         "priority",
         "queue",
         "rank",
@@ -77,15 +87,23 @@ class Request:
         # Ids or packets, never both: list[int] | list[bytes] cannot be extended in one place.
         self.inputs: list[Any] = [*prompt, *outputs] if entry_layer == 0 else []
         self.num_computed = 0
-        self.num_emitted = 0
+        self.packets: list[bytes] = []
+        self.num_reached = 0
+        self.num_cached = 0
         self.num_charged = 0
         self.rank: Rank = (-1, -1)
         self.queue: Queue | None = None
         self.block_tables: list[list[int]] = []
+        self.cached_blocks: list[CachedBlock] = []
+        self.digests: list[bytes] = []
 
     @property
     def num_known(self) -> int:
         return len(self.inputs)
+
+    @property
+    def num_emitted(self) -> int:
+        return len(self.packets)
 
     @property
     def num_pending(self) -> int:

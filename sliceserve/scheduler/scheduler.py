@@ -42,6 +42,8 @@ class SchedulerStats:
     num_running: int
     num_waiting: int
     num_preempted_total: int
+    num_prefix_queried_tokens_total: int
+    num_prefix_hit_tokens_total: int
     held_packet_bytes: int
     segments: list[SegmentUsage]
 
@@ -58,6 +60,9 @@ class Scheduler:
     inputs. If that is not enough it gives up its own and waits. So nobody is preempted for a later
     rank, the first never is, and as any request fits alone it always goes on. One that has been
     preempted comes back only when all that it knows fits, so never just to lose it again.
+
+    Where a request stands at the end of a block and the prefix cache has the next of its inputs,
+    it takes the block for computed, at its first step and at each later one alike.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Scheduler:
         self._step = Step(0, 0)
         self._num_arrived = 0
         self._num_preempted = 0
+        self._num_prefix_queried = self._num_prefix_hit = 0
         self._held_packet_bytes = 0
 
     @property
@@ -89,6 +95,8 @@ class Scheduler:
             num_running=self._queues.num_running + len(self._step.chosen),
             num_waiting=len(self._queues.policy.waiting),
             num_preempted_total=self._num_preempted,
+            num_prefix_queried_tokens_total=self._num_prefix_queried,
+            num_prefix_hit_tokens_total=self._num_prefix_hit,
             held_packet_bytes=self._held_packet_bytes,
             segments=self.blocks.usage(),
         )
@@ -100,12 +108,21 @@ class Scheduler:
         """The most tokens, prompt and answer together, of a request that enters there."""
         return min(self._max_model_len, self.blocks.capacity(entry_layer))
 
-    def add(self, request: Request) -> None:
-        """Raises RequestRefused if the engine is full or could never serve the request."""
+    def add(self, request: Request, prefix: Sequence[bytes] = ()) -> None:
+        """Raises RequestRefused if the engine is full or could never serve the request.
+
+        A head begins with what the prefix cache has of its inputs and their packets, a tail with
+        what it has under the digests ``prefix``: those packets are known then and need not come.
+        """
         self._expect_servable(request)
         request.rank = self._queues.policy.rank(request, self._num_arrived)
         self._num_arrived += 1
         self._requests[request.request_id] = request
+        if request.entry_layer > 0:
+            self.blocks.recall(request, prefix)
+            self._held_packet_bytes += _packet_bytes(request)
+        if request.is_head or request.entry_layer > 0:
+            self._adopt(request, request.num_known - request.samples_at(request.num_known))
         self._queues.push(request)
 
     def append(
@@ -147,10 +164,17 @@ class Scheduler:
             raise SchedulerError("the step before this one has not been updated")
         self._step = Step(self._num_rows(), self._config.max_requests_per_step)
         for request in self._queues.candidates(self._step):
+            is_waiting = not request.holds_blocks
+            # One row at least is computed, so that there is news of the request. What a head has
+            # not sent yet it encodes: cached packets are told of when it is opened, never later.
+            last = request.num_known - 1
+            self._adopt(request, min(last, request.num_emitted) if request.is_head else last)
             if self._make_room(request):
                 self.blocks.grow(request, request.num_known)
                 self._queues.choose(request, self._step)
-            elif request.holds_blocks:
+            elif is_waiting:
+                self._give_up_blocks(request)
+            else:
                 self._preempt(request)
         if not self._step.chosen:
             return None
@@ -180,6 +204,7 @@ class Scheduler:
         request_id = request.request_id
         stop = scheduled.start + scheduled.num_tokens
         request.num_computed = stop
+        self._count_reached(request)
         start, token, finish_reason = stop, None, None
         packets: list[bytes] = []
         if request.is_head:
@@ -190,7 +215,7 @@ class Scheduler:
                     f"expected packets of positions [{start}, {stop}) of request {request_id}, "
                     f"got {len(packets)}"
                 )
-            request.num_emitted = max(request.num_emitted, stop)
+            request.packets += packets
         elif scheduled.sampling is not None:
             token = output.sampled.get(request_id)
             if token is None:
@@ -199,6 +224,8 @@ class Scheduler:
             if request.entry_layer == 0:
                 request.inputs.append(token.token_id)
             finish_reason = self._finish_reason(request, token.token_id)
+        # Of a head's rows, only those that were coded in this step left a state behind.
+        self.blocks.store(request, scheduled.num_emitted)
         if finish_reason is None:
             self._queues.push(request)
         else:
@@ -232,10 +259,29 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self._step.drop(request)
         self._queues.discard(request)
-        self.blocks.release(request)
-        request.num_computed = 0
+        self._give_up_blocks(request)
         self._num_preempted += 1
         self._queues.push(request)
+
+    def _give_up_blocks(self, request: Request) -> None:
+        self.blocks.release(request)
+        request.num_computed = 0
+
+    def _adopt(self, request: Request, num_tokens: int) -> None:
+        """Take what the prefix cache has of the positions below ``num_tokens``."""
+        self.blocks.adopt(request, num_tokens)
+        num_hit = self._count_reached(request)
+        request.num_cached += num_hit
+        self._num_prefix_hit += num_hit
+
+    def _count_reached(self, request: Request) -> int:
+        """How many positions of its prompt the request has come to for the first time."""
+        num_new = min(request.num_computed, request.num_prompt) - request.num_reached
+        if num_new <= 0:
+            return 0
+        request.num_reached += num_new
+        self._num_prefix_queried += num_new
+        return num_new
 
     def _remove(self, request: Request) -> None:
         self._step.drop(request)

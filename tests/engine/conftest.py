@@ -64,15 +64,23 @@ def greedy(tiny_model):
 
 @pytest.fixture
 def make_engine(tiny_model):
-    """Engines over the tiny model; every one must end with all blocks free."""
+    """Engines over the tiny model; every one must end with no block in use."""
     made = []
 
-    def make(first=0, stop=None, cuts=(1, 3, 5), codec="float32", num_tokens=1024, **scheduler):
+    def make(
+        first=0,
+        stop=None,
+        cuts=(1, 3, 5),
+        codec="float32",
+        num_tokens=1024,
+        prefix_cache=True,
+        **scheduler,
+    ):
         path, _ = tiny_model
         config = EngineConfig(
             model=ModelConfig(model=str(path), dtype="float32", device="cpu"),
             layers=LayerConfig(first=first, stop=stop, cuts=cuts),
-            cache=CacheConfig(num_tokens=num_tokens, block_size=8),
+            cache=CacheConfig(num_tokens=num_tokens, block_size=8, prefix_cache=prefix_cache),
             scheduler=SchedulerConfig(**scheduler),
             profiles="off",
         )

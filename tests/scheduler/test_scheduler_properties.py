@@ -12,6 +12,7 @@ from scheduler_harness import CUTS, EOS, FakeModel, Harness
 from sliceserve.configs.engine import PolicyName
 from sliceserve.scheduler.errors import RequestRefused
 from sliceserve.scheduler.plan import StepOutput, StepPlan
+from sliceserve.scheduler.prefix import block_digests
 from sliceserve.scheduler.scheduler import Progress
 
 model = FakeModel()
@@ -53,6 +54,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         long_prefill_tokens=st.integers(1, 8),
         long_prefill_share=st.floats(0.1, 1),
         target_itl_ms=st.none() | st.floats(0.5, 9),
+        prefix_cache=st.booleans(),
     )
     def start(self, **settings: object) -> None:
         self.harness = Harness(**settings)
@@ -76,6 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         tenant=st.sampled_from("abc"),
         priority=st.integers(-10, 10),
+        names_prefix=st.booleans(),
     )
     def open(
         self,
@@ -88,8 +91,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos,
         tenant,
         priority,
+        names_prefix,
     ):
-        request_id = f"r{name}"
+        request_id = f"r{name % 2}/{name}"
         is_head = is_head and entry_layer == 0
         num_tokens = num_prompt + num_outputs
         max_len = self.max_len(entry_layer)
@@ -112,12 +116,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             "tenant": tenant,
             "priority": priority,
         }
+        if names_prefix and entry_layer > 0:
+            packets = [model.packet(request_id, p) for p in range(num_tokens)]
+            options["prefix"] = block_digests(packets, self.limits["block_size"])
         if expected is not None:
             with pytest.raises(RequestRefused) as refused:
                 self.harness.open(request_id, num_prompt, **options)
             assert refused.value.code == expected
             return
-        self.harness.open(request_id, num_prompt, **options)
+        request = self.harness.open(request_id, num_prompt, **options)
+        assert request.packets == [model.packet(request_id, p) for p in range(request.num_emitted)]
         self.clients[request_id] = Client(
             request_id,
             entry_layer,
@@ -126,8 +134,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_tokens,
             max_tokens,
             ignore_eos,
-            num_sent=num_tokens if entry_layer == 0 else 0,
+            num_sent=request.num_known,
             target=min(max_len, num_tokens + 6),
+            num_computed=request.num_computed,
+            num_emitted=request.num_emitted,
         )
 
     def pick(self, data: st.DataObject) -> Client:
@@ -184,7 +194,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             stop = scheduled.start + scheduled.num_tokens
             assert stop <= client.num_sent
             if scheduled.start != client.num_computed:
-                assert scheduled.start == 0
+                assert scheduled.start % self.limits["block_size"] == 0
+                assert scheduled.start == 0 or self.limits["prefix_cache"]
+            if scheduled.start < client.num_computed:
                 assert num_preempted_total > client.num_preempted_total
             client.num_computed = stop
             client.num_preempted_total = num_preempted_total
@@ -194,20 +206,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             samples = not client.is_head and stop == client.num_tokens
             assert (scheduled.sampling is not None) == samples
             assert scheduled.num_emitted == client.num_emitted
+        self.harness.kv.run(plan)
         self.in_flight = (plan, model.run(plan, frozenset(self.harness.heads)), clients)
 
     def check_tables(self, plan: StepPlan) -> None:
-        seen: set[tuple[int, int]] = set()
         for scheduled in plan.requests:
             stop = scheduled.start + scheduled.num_tokens
             lowest = CUTS.index(scheduled.entry_layer)
             for i, table in enumerate(scheduled.block_tables):
                 assert i >= lowest or not table
                 assert i < lowest or len(table) * self.limits["block_size"] >= stop
-                held = {(i, block) for block in table}
-                assert len(held) == len(table)
-                assert not held & seen
-                seen |= held
+                assert len(set(table)) == len(table)
 
     @precondition(lambda self: self.in_flight is not None)
     @rule()
@@ -264,7 +273,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def consistent(self):
         if hasattr(self, "scheduler"):
             self.scheduler.check()
-            assert self.scheduler.stats.num_live == len(self.clients)
+            stats = self.scheduler.stats
+            assert stats.num_live == len(self.clients)
+            assert stats.num_prefix_hit_tokens_total <= stats.num_prefix_queried_tokens_total
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
