@@ -18,8 +18,8 @@ class SplitRequest:
 
     Packets are kept as they were encoded until the request ends: whatever the server asks for
     again, or a new server for the first time, is sent from here. What the server need not be sent
-    is for it to say: Open names the packets that are here already, the head's of earlier requests,
-    and Opened the first that it lacks. ``steps`` is what the caller of ``generate`` receives. Times
+    is for it to say: Open names the packets that the head has kept of earlier requests, and Opened
+    the first that it lacks. ``steps`` is what the caller of ``generate`` receives. Times
     are `time.monotonic` seconds, passed in by whoever looks at the clock.
     """
 
@@ -42,7 +42,7 @@ class SplitRequest:
         self.finished = False
         self._outputs: list[int] = []
         self._packets: list[bytes] = []
-        self._head_opened = False
+        self._num_kept: int | None = None
         # Some server has had all packets below the first; those of the second it had without our
         # sending them, and they have not been sent to another since.
         self._num_had = 0
@@ -72,7 +72,7 @@ class SplitRequest:
         """The head has taken the request, and has these ``packets`` of its first positions from
         earlier ones. Only now can the server be told which it may have."""
         self.take_packets(0, packets)
-        self._head_opened = True
+        self._num_kept = len(packets)
         self.stats.num_cached_head += len(packets)
 
     def take_packets(self, start: int, packets: list[bytes]) -> None:
@@ -89,10 +89,12 @@ class SplitRequest:
 
         Raises RequestFailed for a packet that fits no frame.
         """
-        if not self._head_opened:
+        if self._num_kept is None:
             return None
         if not self._announced:
-            return self._announce(limits.block_size, now)
+            # A server that knew the request and has forgotten it may still have what it was sent.
+            num_named = len(self._packets) if self.known_to_server else self._num_kept
+            return self._announce(self._packets[:num_named], limits.block_size, now)
         start = self._next_position
         stop = min(len(self._packets), self._credit, start + limits.max_frame_tokens)
         if not self._opened or start >= stop:
@@ -115,10 +117,11 @@ class SplitRequest:
         self._count_packets(self._next_position)
         return frame
 
-    def _announce(self, block_size: int, now: float) -> Open:
+    def _announce(self, packets: list[bytes], block_size: int, now: float) -> Open:
+        """``packets`` are those that the server may have."""
         self._announced = self.known_to_server = True
         self._sent_at = now
-        prefix = block_digests(self._packets, block_size) if block_size > 0 else []
+        prefix = block_digests(packets, block_size) if block_size > 0 else []
         self._num_named = len(prefix) * block_size
         return Open(
             request_id=self.request_id,
@@ -176,7 +179,7 @@ class SplitRequest:
 
     def server_silence_s(self, now: float) -> float:
         """How long the server has owed an answer; 0 while it is the head's turn."""
-        if not self._head_opened:
+        if self._num_kept is None:
             return 0.0
         if self._opened and self._next_position < min(self.num_known, self._credit):
             return 0.0

@@ -68,7 +68,6 @@ class ScriptedHead(EngineStreams):
         self.known: dict[str, list[int]] = {}
         self.tenants: dict[str, str] = {}
         self.kept: set[tuple[str, tuple[int, ...]]] = set()
-        self.prefills: set[asyncio.Task[None]] = set()
         self.slow = False
         self.num_starts = 0
 
@@ -121,12 +120,6 @@ class ScriptedHead(EngineStreams):
         packets = [packet(i, token) for i, token in enumerate(known)]
         opened = RequestOutput(request_id=command.request_id, opened=True, packets=packets)
         asyncio.get_running_loop().call_soon(self._dispatch, [opened])
-        self.prefills.add(asyncio.create_task(self._prefill(command, num_kept)))
-
-    async def _prefill(self, command: Open, num_kept: int) -> None:
-        # To compute takes longer than to open.
-        for _ in range(5):
-            await asyncio.sleep(0)
         for start in range(num_kept, command.num_prompt, self.chunk):
             tokens = command.prompt[start : start + self.chunk]
             self._emit(command.request_id, start, tokens)

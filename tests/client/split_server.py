@@ -43,6 +43,7 @@ async def split_server(
     api_keys: tuple[str, ...] = (),
     profiles: Literal["auto", "off"] = "off",
     cuts: tuple[int, ...] = (1, 3, 5),
+    prefix_cache: bool = True,
     **scheduler: int,
 ) -> AsyncIterator[SplitServer]:
     """Layers from ``first`` on, in float32; ``port`` 0 takes a free one."""
@@ -50,7 +51,7 @@ async def split_server(
         EngineConfig(
             model=ModelConfig(model=path, dtype="float32", device="cpu"),
             layers=LayerConfig(first=first, cuts=cuts),
-            cache=CacheConfig(num_tokens=2048, block_size=8),
+            cache=CacheConfig(num_tokens=2048, block_size=8, prefix_cache=prefix_cache),
             scheduler=SchedulerConfig(**scheduler),
             profiles=profiles,
         )

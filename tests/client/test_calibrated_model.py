@@ -95,6 +95,25 @@ async def test_lost_lines_and_lost_memory_change_no_token(server, tiny):
         await llm.close()
 
 
+@pytest.mark.parametrize("hide_tokens", [False, True])
+async def test_prediction_goes_on_behind_what_is_not_sent(server, tiny, hide_tokens):
+    """The packet behind a prefix is predicted from its last state, which both sides have kept."""
+    prompt = PROMPTS[0]
+    async with client(server.url, tiny, hide_tokens=hide_tokens) as llm:
+        for turn in range(3):
+            completion = await llm.generate(prompt, SAMPLED)
+            async with client(server.url, tiny, hide_tokens=hide_tokens) as fresh:
+                # Its head has nothing, so it sends all.
+                expected = await fresh.generate(prompt, SAMPLED)
+            assert completion.token_ids == expected.token_ids
+            assert (expected.stats.num_cached_head, expected.stats.num_cached_server) == (0, 0)
+            num_kept = (0, 48, 64)[turn]
+            assert completion.stats.num_cached_head == num_kept
+            assert completion.stats.num_cached_server == num_kept
+            assert completion.stats.num_packets == expected.stats.num_packets - num_kept
+            prompt = [*prompt, *completion.token_ids, *range(50 + turn, 60 + turn)]
+
+
 async def test_hidden_tokens_take_the_profile_without_them(server, tiny, profiles):
     async with client(server.url, tiny, hide_tokens=True) as llm:
         assert llm.generator.welcome.profile == profiles["none"].digest

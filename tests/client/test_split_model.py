@@ -102,6 +102,51 @@ async def test_another_server_goes_on_where_the_first_has_died(tiny, greedy):
         await nothing_left(server)
 
 
+async def turns(llm, num_turns=3):
+    """A conversation of as many turns, and what it cost: each begins with all before it."""
+    prompt, completions = list(PROMPT), []
+    for turn in range(num_turns):
+        completions.append(await llm.generate(prompt, SAMPLED))
+        prompt += [*completions[-1].token_ids, *range(50 + turn, 60 + turn)]
+    return completions
+
+
+async def test_later_turns_send_what_is_new(tiny):
+    async with split_server(tiny[0], prefix_cache=False) as server:
+        async with client(server.url, tiny) as llm:
+            expected = [completion.token_ids for completion in await turns(llm)]
+            assert llm.stats.total.num_cached_server == 0
+    async with split_server(tiny[0]) as server, client(server.url, tiny) as llm:
+        completions = await turns(llm)
+        engine = await server.engine.stats()
+    assert [completion.token_ids for completion in completions] == expected
+    # Of 37 + 11 packets and of 59 + 11, in blocks of 16 here and of 8 there.
+    stats = [completion.stats for completion in completions]
+    assert [one.num_cached_head for one in stats] == [0, 48, 64]
+    assert [one.num_cached_server for one in stats] == [0, 48, 64]
+    assert [one.num_packets for one in stats] == [48, 59 + 11 - 48, 81 + 11 - 64]
+    assert stats[1].bytes_up < 0.6 * stats[0].bytes_up
+    assert engine.num_prefix_hit_tokens_total == 48 + 64
+
+
+async def test_a_second_turn_at_a_server_that_knows_nothing_of_the_first(tiny):
+    async with split_server(tiny[0]) as server:
+        async with client(server.url, tiny) as llm:
+            expected = [completion.token_ids for completion in await turns(llm, 2)]
+        port = server.port
+        llm = client(server.url, tiny, resume_timeout_s=60.0)
+        first = await llm.generate(PROMPT, SAMPLED)
+    async with split_server(tiny[0], port=port) as server:
+        second = [*PROMPT, *first.token_ids, *range(50, 60)]
+        completion = await llm.generate(second, SAMPLED)
+        assert [first.token_ids, completion.token_ids] == expected
+        # It is all sent, and not computed again.
+        assert (completion.stats.num_cached_head, completion.stats.num_cached_server) == (48, 0)
+        assert completion.stats.num_packets == len(second) + 11
+        await llm.close()
+        await nothing_left(server)
+
+
 async def test_a_closed_stream_leaves_nothing_on_either_side(tiny):
     async with split_server(tiny[0]) as server, client(server.url, tiny) as llm:
         stream = llm.stream(PROMPT, max_tokens=200, ignore_eos=True)
