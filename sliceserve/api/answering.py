@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -15,7 +15,7 @@ from sliceserve.api.errors import ApiError, as_api_error, invalid
 from sliceserve.api.gate import tenant_of
 from sliceserve.api.metrics import Metrics, RequestTimer
 from sliceserve.api.protocol import GenerationRequest
-from sliceserve.api.responses import Reply, Usage
+from sliceserve.api.responses import PromptTokensDetails, Reply, Usage
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.generation import Caller, GenerationError, TextChunk, stream_text
 
@@ -57,18 +57,24 @@ class Answer:
 
 @dataclass(slots=True)
 class Job:
-    """A request, ready to run. ``answers`` are ordered by prompt, then by choice."""
+    """A request, ready to run. ``answers`` are ordered by prompt, then by choice; ``num_cached``
+    says how much of the prompt of each was in a prefix cache, once that is known."""
 
     request: GenerationRequest
     caller: Caller
     answers: list[Answer]
     num_prompt_tokens: int
     num_sampled: int = 0
+    num_cached: dict[int, int] = field(default_factory=dict)
 
     @property
     def usage(self) -> Usage:
         total = self.num_prompt_tokens + self.num_sampled
-        return Usage(self.num_prompt_tokens, self.num_sampled, total)
+        # The prompt that several choices share counts once.
+        firsts = range(0, len(self.answers), self.request.num_choices)
+        cached = sum(self.num_cached.get(index, 0) for index in firsts)
+        details = PromptTokensDetails(cached)
+        return Usage(self.num_prompt_tokens, self.num_sampled, total, details)
 
 
 def plan_job(
@@ -168,6 +174,7 @@ async def _generate(job: Job, backend: Backend, metrics: Metrics) -> Chunks:
                 raise news
             else:
                 job.num_sampled += news.token is not None
+                job.num_cached[index] = news.num_cached
                 yield index, news
     finally:
         for task in tasks:
@@ -198,7 +205,7 @@ async def _run(
     try:
         async for chunk in chunks:
             if chunk.token is not None:
-                timer.token()
+                timer.token(chunk.num_cached)
             if chunk.finish_reason is not None:
                 timer.finish(chunk.finish_reason)
                 last = None

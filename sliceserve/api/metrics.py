@@ -47,6 +47,9 @@ class Metrics:
             "e2e_request_latency_seconds", "From request to last token.", _REQUEST_SECONDS
         )
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts.", ("path",))
+        self.cached_tokens = counter(
+            "prompt_tokens_cached", "Tokens of prompts that a prefix cache had.", ("path",)
+        )
         self.generation_tokens = counter("generation_tokens", "Tokens generated.", ("path",))
         self.requests = counter(
             "request_success", "Requests that ended well.", ("path", "finished_reason")
@@ -83,12 +86,14 @@ class RequestTimer:
         self._began = time.perf_counter()
         self._last_token: float | None = None
 
-    def token(self) -> None:
-        """A token has come."""
+    def token(self, num_cached: int) -> None:
+        """A token has come; of the prompt ``num_cached`` positions were in the prefix cache."""
         now = time.perf_counter()
         if self._last_token is None:
             self._first_token_seconds.observe(now - self._began)
             self._metrics.prompt_tokens.labels(self._path).inc(self._num_prompt)
+            num_cached = min(num_cached, self._num_prompt)
+            self._metrics.cached_tokens.labels(self._path).inc(num_cached)
         else:
             self._inter_token_seconds.observe(now - self._last_token)
         self._generation_tokens.inc()

@@ -9,10 +9,15 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 
+class PromptTokensDetails(Struct, frozen=True):
+    cached_tokens: int
+
+
 class Usage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class Reply(Struct, frozen=True, kw_only=True):

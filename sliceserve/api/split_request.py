@@ -55,7 +55,7 @@ class SplitRequest:
     def _tokens(self, output: RequestOutput) -> Iterator[Token]:
         for i, token in enumerate(output.tokens):
             is_last = i == len(output.tokens) - 1
-            self._timer.token()
+            self._timer.token(output.num_cached)
             yield Token(
                 request_id=self.request_id,
                 position=output.start + i,

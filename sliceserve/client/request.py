@@ -175,7 +175,8 @@ class SplitRequest:
         self._outputs.append(token.token_id)
         self.finished = reason is not None
         top = tuple(Logprob(other.token_id, other.logprob) for other in token.top)
-        self.steps.put_nowait(Generated(SampledToken(token.token_id, token.logprob, top), reason))
+        sampled = SampledToken(token.token_id, token.logprob, top)
+        self.steps.put_nowait(Generated(sampled, reason, len(self._unsent)))
 
     def server_silence_s(self, now: float) -> float:
         """How long the server has owed an answer; 0 while it is the head's turn."""

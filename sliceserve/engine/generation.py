@@ -29,10 +29,12 @@ class GenerationError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One sampled token; ``finish_reason`` is set on the last."""
+    """One sampled token; ``finish_reason`` is set on the last. ``num_cached``: how many of the
+    prompt's positions were found in a prefix cache."""
 
     token: SampledToken
     finish_reason: FinishReason | None = None
+    num_cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ class ThinGenerator:
                     )
                 for i, token in enumerate(output.tokens):
                     is_last = i == len(output.tokens) - 1
-                    yield Generated(token, output.finish_reason if is_last else None)
+                    reason = output.finish_reason if is_last else None
+                    yield Generated(token, reason, output.num_cached)
         finally:
             if not finished:
                 self._engine.send(Cancel(request_id))
@@ -108,11 +111,13 @@ class ThinGenerator:
 @dataclass(frozen=True, slots=True)
 class TextChunk:
     """A piece of the answer. ``text`` may be empty while a character or a possible stop string is
-    incomplete; ``finish_reason`` is set on the last chunk, whose token may be None."""
+    incomplete; ``finish_reason`` is set on the last chunk, whose token may be None. ``num_cached``
+    as in ``Generated``."""
 
     text: str
     token: SampledToken | None
     finish_reason: FinishReason | None = None
+    num_cached: int = 0
 
 
 async def stream_text(
@@ -134,10 +139,10 @@ async def stream_text(
             is_end_token = step.finish_reason == "stop"
             piece = text.finish() if is_end_token else text.push(step.token.token_id)
             if text.stopped:
-                yield TextChunk(piece, step.token, "stop")
+                yield TextChunk(piece, step.token, "stop", step.num_cached)
                 return
             if step.finish_reason is not None and not is_end_token:
                 piece += text.finish()
-            yield TextChunk(piece, step.token, step.finish_reason)
+            yield TextChunk(piece, step.token, step.finish_reason, step.num_cached)
     finally:
         await tokens.aclose()

@@ -27,7 +27,8 @@ class FakeEngine(EngineStreams):
     A request at layer 0 gets a token each time the loop turns, while ``running`` is set. One from
     above gets its next token when all its packets are here. ``refusal`` (code, message, seconds)
     refuses every request; ``fail_after`` fails each after so many tokens, ``pause_after`` clears
-    ``running``. ``cached`` are the digests whose blocks it holds. ``commands`` records.
+    ``running``. ``cached`` are the digests whose blocks it holds; ``num_cached`` is what it says of
+    every request. ``commands`` records.
     """
 
     def __init__(self, answer, eos=2, **info):
@@ -38,6 +39,7 @@ class FakeEngine(EngineStreams):
         self.fail_after = None
         self.pause_after = None
         self.cached = set()
+        self.num_cached = 0
         self.commands = []
         self.running = asyncio.Event()
         self.running.set()
@@ -82,7 +84,8 @@ class FakeEngine(EngineStreams):
         self._die(why)
 
     def tell(self, request_id, **news):
-        self._dispatch([RequestOutput(request_id=request_id, **news)])
+        output = RequestOutput(request_id=request_id, num_cached=self.num_cached, **news)
+        self._dispatch([output])
 
     def _post(self, command):
         if isinstance(command, GetStats):
@@ -125,16 +128,8 @@ class FakeEngine(EngineStreams):
             return
         self._opens[name] = command
         hits = itertools.takewhile(self.cached.__contains__, command.prefix)
-        num_cached = self._info.block_size * len(list(hits)) if name not in self._known else 0
-        known = self._known.setdefault(name, num_cached)
-        self.tell(
-            name,
-            opened=True,
-            num_computed=known,
-            num_cached=num_cached,
-            wanted=known,
-            credit=known + WINDOW,
-        )
+        known = self._known.setdefault(name, self._info.block_size * len(list(hits)))
+        self.tell(name, opened=True, num_computed=known, wanted=known, credit=known + WINDOW)
         if command.entry_layer == 0:
             self._tasks[name] = asyncio.create_task(self._generate(command))
 

@@ -18,7 +18,9 @@ async def scrape(client):
 
 
 async def test_thin_requests_are_counted_and_timed(serve, fake):
-    served = await serve(fake("abc"))
+    engine = fake("abc")
+    engine.num_cached = 3
+    served = await serve(engine)
     async with httpx.AsyncClient(base_url=served.url) as client:
         request = {"model": "tiny", "prompt": "four", "max_tokens": 2, "n": 2}
         assert (await client.post("/v1/completions", json=request)).status_code == 200
@@ -26,6 +28,7 @@ async def test_thin_requests_are_counted_and_timed(serve, fake):
         await client.post("/v1/completions", json={**request, "prompt": []})
         values = await scrape(client)
     assert values["sliceserve:prompt_tokens_total", "thin"] == 8
+    assert values["sliceserve:prompt_tokens_cached_total", "thin"] == 6
     assert values["sliceserve:generation_tokens_total", "thin"] == 2 + 2 + 4
     assert values["sliceserve:request_success_total", "length", "thin"] == 2
     assert values["sliceserve:request_success_total", "stop", "thin"] == 1
@@ -35,7 +38,9 @@ async def test_thin_requests_are_counted_and_timed(serve, fake):
 
 
 async def test_split_traffic_is_counted(serve, fake):
-    served = await serve(fake("abc"))
+    engine = fake("abc")
+    engine.num_cached = 2
+    served = await serve(engine)
     async with httpx.AsyncClient(base_url=served.url) as client:
         async with connect(served) as peer:
             before = await scrape(client)
@@ -49,6 +54,7 @@ async def test_split_traffic_is_counted(serve, fake):
         assert sent > before["sliceserve:split_uplink_bytes_total",] > 0
         assert values["sliceserve:split_downlink_bytes_total",] > 0
         assert values["sliceserve:prompt_tokens_total", "split"] == 3
+        assert values["sliceserve:prompt_tokens_cached_total", "split"] == 2
         assert values["sliceserve:request_success_total", "length", "split"] == 1
 
 

@@ -46,6 +46,19 @@ async def test_chat_answers_with_text_reason_and_usage(serve, fake, client_of):
     assert answer.usage.total_tokens == 21 + 13
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_usage_counts_what_was_cached(serve, fake, client_of, stream):
+    engine = fake("Hello")
+    engine.num_cached = 3
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    answer = await client_of(await serve(engine)).completions.create(
+        model="tiny", prompt=["four", "fours"], n=2, max_tokens=3, **options
+    )
+    usage = [chunk async for chunk in answer][-1].usage if stream else answer.usage
+    # Two prompts; each was in the cache for both of its choices, and counts once.
+    assert (usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens) == (9, 6)
+
+
 async def test_chat_stream_begins_with_the_role_and_ends_with_usage(serve, fake, client_of):
     served = await serve(fake("Hello"))
     stream = await client_of(served).chat.completions.create(

@@ -21,6 +21,7 @@ class Parrot:
         self.conversations = []
         self.closed = False
         total = RequestStats(num_requests=1, num_tokens=5, num_packets=10, bytes_up=1000, head_s=1)
+        total.num_cached_head, total.num_cached_server = 64, 48
         self.stats = SessionStats(hidden_size=576, total=total)
 
     def __enter__(self):
@@ -95,6 +96,7 @@ def test_stats_go_to_stderr(talk):
     assert result.stdout == ""
     assert "8 here, 22 on the server" in result.stderr
     assert "100 bytes by slicer/1" in result.stderr
+    assert "64 tokens here, 48 not sent" in result.stderr
     assert "11.5 times fewer" in result.stderr
 
 

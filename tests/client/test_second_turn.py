@@ -50,6 +50,8 @@ async def test_only_what_is_new_is_computed_and_sent(pair, server):
     assert (stats.num_cached_head, stats.num_cached_server) == (NUM_KEPT, NUM_KEPT)
     assert stats.num_packets == len(new)
     assert pair.session.stats.total.num_cached_server == NUM_KEPT
+    steps = [step async for step in pair.session.generate(SECOND, TEN)]
+    assert {step.num_cached for step in steps} == {len(SECOND)}
 
 
 @pytest.mark.parametrize(("block_size", "num_held"), [(1, 20), (3, 18), (7, 14), (32, 0), (0, 0)])

@@ -112,10 +112,10 @@ async def turns(llm, num_turns=3):
 
 
 async def test_later_turns_send_what_is_new(tiny):
-    async with split_server(tiny[0], prefix_cache=False) as server:
-        async with client(server.url, tiny) as llm:
-            expected = [completion.token_ids for completion in await turns(llm)]
-            assert llm.stats.total.num_cached_server == 0
+    without = split_server(tiny[0], prefix_cache=False)
+    async with without as server, client(server.url, tiny) as llm:
+        expected = [completion.token_ids for completion in await turns(llm)]
+        assert llm.stats.total.num_cached_server == 0
     async with split_server(tiny[0]) as server, client(server.url, tiny) as llm:
         completions = await turns(llm)
         engine = await server.engine.stats()
