@@ -16,6 +16,7 @@ from sliceserve.client.session import SplitSession
 from sliceserve.client.stats import RequestStats, SessionStats
 from sliceserve.codec.registry import wire_id
 from sliceserve.configs import (
+    CacheConfig,
     ClientConfig,
     CodecConfig,
     EngineConfig,
@@ -318,7 +319,8 @@ def make_session(config: ClientConfig, dial: Dial | None = None) -> SplitSession
 
     def make_head(welcome: Welcome) -> EngineClient:
         layers = LayerConfig(first=0, stop=welcome.cut)
-        engine = EngineConfig(model=config.model, layers=layers)
+        cache = CacheConfig(prefix_cache=config.prefix_cache)
+        engine = EngineConfig(model=config.model, layers=layers, cache=cache)
         return InProcessEngine(engine, config.codec, welcome.profile)
 
     async def dial_server() -> Link:

@@ -83,7 +83,9 @@ class ClientConfig:
 
     ``split`` is the number of layers that run here; None takes the middle one of the cuts that
     the server offers. ``timeout_s`` bounds the wait for one answer of the server,
-    ``resume_timeout_s`` the time spent to get a lost connection back.
+    ``resume_timeout_s`` the time spent to get a lost connection back. With ``prefix_cache`` what
+    earlier requests have computed stays in the KV cache until others need the room, and a request
+    that begins with the same tokens neither computes it again nor sends what the server has still.
     """
 
     server: str = "http://127.0.0.1:8000"
@@ -93,3 +95,4 @@ class ClientConfig:
     api_key: str | None = secret(None)
     timeout_s: float = 60.0
     resume_timeout_s: float = 30.0
+    prefix_cache: bool = True

@@ -15,12 +15,15 @@ from sliceserve.client.sdk import AsyncSplitLLM
 from sliceserve.client.stats import RequestStats
 from sliceserve.codec.base import Codec
 from sliceserve.codec.registry import build_codec
-from sliceserve.configs import ClientConfig, EngineConfig, SamplingParams
+from sliceserve.configs import CacheConfig, ClientConfig, EngineConfig, SamplingParams
 from sliceserve.engine.build import pick_device, pick_dtype
 from sliceserve.engine.generation import Generator, ThinGenerator
 from sliceserve.engine.process import EngineProcess
 from sliceserve.engine.profiles import encoder_for_profile
 from sliceserve.models.resolve import resolve_model
+
+# Prompts come again, in every turn and for every client of a replay: what is measured is the work.
+NO_PREFIXES = CacheConfig(prefix_cache=False)
 
 
 class Backend(Protocol):
@@ -166,7 +169,7 @@ def open_backend(name: BackendName, config: ClientConfig) -> "AbstractAsyncConte
 async def _open_whole(config: ClientConfig) -> AsyncIterator[GeneratorBackend]:
     # As a server runs it. In a thread here it would share OpenMP with the other backends, whose
     # waiting threads sleep at once when there are more of them than processors.
-    engine = EngineProcess(EngineConfig(model=config.model))
+    engine = EngineProcess(EngineConfig(model=config.model, cache=NO_PREFIXES))
     try:
         await engine.start()
         yield GeneratorBackend(BackendName.WHOLE.value, ThinGenerator(engine))
@@ -179,6 +182,7 @@ async def open_split(config: ClientConfig) -> AsyncIterator[SplitBackend]:
     """``config.server`` is ignored: the server is one of our own."""
     cuts = () if config.split is None else (config.split,)
     with own_server(config, cuts) as server:
+        config = replace(config, prefix_cache=False)
         llm = AsyncSplitLLM(server.url, api_key=server.api_key, config=config)
         try:
             await llm.start()
@@ -196,9 +200,11 @@ async def _open_transformers(config: ClientConfig) -> AsyncIterator[Transformers
 def own_server(
     config: ClientConfig, cuts: Sequence[int], options: Sequence[str] = ()
 ) -> Iterator[LocalServer]:
-    """A server process for the model of ``config``, with these cuts if any are named."""
+    """A server process for the model of ``config``, with these cuts if any are named, and without a
+    prefix cache unless ``options`` turn it on."""
     model = config.model
     arguments = ["--model", model.model, "--dtype", model.dtype, "--device", model.device]
+    arguments.append("--no-prefix-cache")
     if cuts:
         arguments += ["--cuts", ",".join(map(str, cuts))]
     with local_server([*arguments, *options]) as server:

@@ -19,6 +19,7 @@ from typing import Protocol
 import msgspec
 
 from sliceserve.api.server import run
+from sliceserve.cli.bench.backends import NO_PREFIXES
 from sliceserve.cli.bench.fleet_messages import Assignment, Client, Ended, Failed, Outcome, Ready
 from sliceserve.cli.bench.replay import replay
 from sliceserve.cli.bench.shared_head import SharedHead, StartedOnce
@@ -166,7 +167,9 @@ class _Heads:
     def share(self, welcome: Welcome, client: Client) -> SharedHead:
         cut = welcome.cut
         if cut not in self._heads:
-            settings = EngineConfig(model=self._config.model, layers=LayerConfig(stop=cut))
+            settings = EngineConfig(
+                model=self._config.model, layers=LayerConfig(stop=cut), cache=NO_PREFIXES
+            )
             engine = InProcessEngine(settings, self._config.codec, welcome.profile)
             self._stack.push_async_callback(engine.stop)
             self._heads[cut] = StartedOnce(engine)
