@@ -39,7 +39,7 @@ from sliceserve.scheduler.scheduler import Progress, Scheduler
 STEP_SECONDS = ((1, 0.008), (64, 0.010), (256, 0.018), (512, 0.030))
 SEGMENTS = ((0, 8), (8, 15), (15, 22), (22, 30))
 BLOCK_SIZE = 16
-PACKET = bytes(90)
+PACKET_BYTES = 90
 # Seconds on a client for its head's layers, one way on the line, and for reading an answer.
 HEAD_S, LATENCY_S, THINK_S = 0.03, 0.02, 4.0
 # Clients beyond the requests that may live: more than think at any time, so the server stays full.
@@ -132,7 +132,9 @@ class Simulation:
         request = Request(
             client.request_id,
             num_prompt=num_prompt,
-            prompt=[1] * num_prompt if client.entry_layer == 0 else (),
+            prompt=[client.num_turns << 16 | client.index] * num_prompt
+            if client.entry_layer == 0
+            else (),
             entry_layer=client.entry_layer,
             sampling=SamplingParams(max_tokens=int(self._random.expovariate(1 / 256)) + 1),
             tenant=f"tenant-{client.index % NUM_TENANTS}",
@@ -152,8 +154,9 @@ class Simulation:
 
     def _send(self, client: Client, start: int, stop: int) -> None:
         """The head computes positions [start, stop), and their packets cross the line."""
-        request_id, packets = client.request_id, [PACKET] * (stop - start)
-        num_bytes = len(PACKET) * len(packets)
+        request_id = client.request_id
+        packets = [request_id.encode().ljust(PACKET_BYTES)] * (stop - start)
+        num_bytes = PACKET_BYTES * len(packets)
         seconds = HEAD_S + self._links.seconds(client.index, self._now_s, num_bytes)
         self._after(seconds, lambda: self._arrive(request_id, start, packets))
 

@@ -127,6 +127,11 @@ class BlockManager:
             for i, segment in enumerate(self.segments)
         ]
 
+    def covers(self, request: Request) -> bool:
+        """Whether the request holds blocks for all that it knows."""
+        tables = request.block_tables
+        return bool(tables) and len(request.inputs) <= len(tables[-1]) * self.block_size
+
     def can_grow(self, request: Request, num_tokens: int) -> bool:
         """Whether there are free blocks for positions below ``num_tokens``."""
         num_missing = self._num_missing(request, num_tokens)

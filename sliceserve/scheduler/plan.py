@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from sliceserve.configs import SamplingParams
 
 FinishReason = Literal["stop", "length", "error"]
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
+class ScheduledRequest(msgspec.Struct, frozen=True, gc=False):
     """One request's part of a step: rows for positions ``[start, start + len(inputs))``.
 
     ``inputs`` are token ids where ``entry_layer`` is 0, else packets (one per token).

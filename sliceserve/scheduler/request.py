@@ -27,7 +27,7 @@ class Request:
     ``cached_blocks`` are the leading ones of its blocks that it shares with the prefix cache,
     ``digests`` the names of what is known, block by block. Of the prompt's positions
     ``num_reached`` have been computed or found in the cache at least once, ``num_cached`` of these
-    found.
+    found. ``max_len`` bounds prompt and answer together.
 
     ``tenant`` is on whose account it runs; a lower ``priority`` is more urgent. ``rank`` and
     ``num_charged`` (positions below it have been charged to the tenant) are the policy's, ``queue``
@@ -44,6 +44,7 @@ class Request:
         "entry_layer",
         "inputs",
         "is_head",
+        "max_len",
         "num_cached",
         "num_charged",
         "num_computed",
@@ -90,6 +91,7 @@ class Request:
         self.packets: list[bytes] = []
         self.num_reached = 0
         self.num_cached = 0
+        self.max_len = 0
         self.num_charged = 0
         self.rank: Rank = (-1, -1)
         self.queue: Queue | None = None

@@ -1,7 +1,10 @@
 """Decides which tokens of which requests each step computes."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
+
+import msgspec
 
 from sliceserve.configs import SchedulerConfig
 from sliceserve.scheduler.blocks import BlockManager, SegmentUsage
@@ -20,15 +23,14 @@ from sliceserve.scheduler.request import Request
 from sliceserve.scheduler.step import Step
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True, gc=False):
     """What a step did for one request. ``token`` is the one at position ``start``, or the
     ``packets`` (heads) begin there; a step that only prefilled has neither."""
 
     request: Request
     start: int
     token: SampledToken | None = None
-    packets: list[bytes] = field(default_factory=list)
+    packets: list[bytes] = []
     seconds: float = 0.0
     finish_reason: FinishReason | None = None
 
@@ -115,6 +117,7 @@ class Scheduler:
         what it has under the digests ``prefix``: those packets are known then and need not come.
         """
         self._expect_servable(request)
+        request.max_len = self.max_len(request.entry_layer)
         request.rank = self._queues.policy.rank(request, self._num_arrived)
         self._num_arrived += 1
         self._requests[request.request_id] = request
@@ -162,24 +165,16 @@ class Scheduler:
         next call."""
         if self._step.chosen:
             raise SchedulerError("the step before this one has not been updated")
-        self._step = Step(self._num_rows(), self._config.max_requests_per_step)
-        for request in self._queues.candidates(self._step):
-            is_waiting = not request.holds_blocks
-            # One row at least is computed, so that there is news of the request. What a head has
-            # not sent yet it encodes: cached packets are told of when it is opened, never later.
-            last = request.num_known - 1
-            self._adopt(request, min(last, request.num_emitted) if request.is_head else last)
-            if self._make_room(request):
-                self.blocks.grow(request, request.num_known)
-                self._queues.choose(request, self._step)
-            elif is_waiting:
-                self._give_up_blocks(request)
-            else:
-                self._preempt(request)
-        if not self._step.chosen:
+        step = self._step = Step(self._num_rows(), self._config.max_requests_per_step)
+        for request in self._queues.candidates(step):
+            # A decode within its last block needs no other, nor could one in the cache follow.
+            if (request.num_pending == 1 and self.blocks.covers(request)) or self._find(request):
+                self._queues.choose(request, step)
+        if not step.chosen:
             return None
-        chosen = sorted(self._step.chosen.values(), key=lambda choice: choice[0].entry_layer)
-        return StepPlan([_scheduled(request, num_rows) for request, num_rows in chosen])
+        scheduled = [_scheduled(request, num_rows) for request, num_rows in step.chosen.values()]
+        scheduled.sort(key=_entry_layer)
+        return StepPlan(scheduled)
 
     def update(self, plan: StepPlan, output: StepOutput) -> list[Progress]:
         """Account for a step that has run. What it did for requests cancelled since is dropped;
@@ -202,28 +197,21 @@ class Scheduler:
         self, request: Request, scheduled: ScheduledRequest, output: StepOutput
     ) -> Progress:
         request_id = request.request_id
-        stop = scheduled.start + scheduled.num_tokens
-        request.num_computed = stop
-        self._count_reached(request)
-        start, token, finish_reason = stop, None, None
+        start = scheduled.start
+        stop = request.num_computed = start + len(scheduled.inputs)
+        if request.num_reached < request.num_prompt:
+            self._count_reached(request)
+        token: SampledToken | None = None
         packets: list[bytes] = []
+        finish_reason: FinishReason | None = None
         if request.is_head:
-            start = max(scheduled.start, request.num_emitted)
-            packets = output.packets.get(request_id, [])
-            if len(packets) != max(0, stop - start):
-                raise SchedulerError(
-                    f"expected packets of positions [{start}, {stop}) of request {request_id}, "
-                    f"got {len(packets)}"
-                )
-            request.packets += packets
-        elif scheduled.sampling is not None:
-            token = output.sampled.get(request_id)
-            if token is None:
-                raise SchedulerError(f"no token was sampled for request {request_id}")
-            request.outputs.append(token.token_id)
-            if request.entry_layer == 0:
-                request.inputs.append(token.token_id)
-            finish_reason = self._finish_reason(request, token.token_id)
+            start = max(start, request.num_emitted)
+            packets = self._emit(request, start, stop, output)
+        else:
+            start = stop
+            if scheduled.sampling is not None:
+                token = self._sampled(request, output)
+                finish_reason = self._finish_reason(request, token.token_id)
         # Of a head's rows, only those that were coded in this step left a state behind.
         self.blocks.store(request, scheduled.num_emitted)
         if finish_reason is None:
@@ -233,17 +221,55 @@ class Scheduler:
         seconds = output.seconds.get(request_id, 0.0)
         return Progress(request, start, token, packets, seconds, finish_reason)
 
+    def _emit(self, request: Request, start: int, stop: int, output: StepOutput) -> list[bytes]:
+        packets = output.packets.get(request.request_id, [])
+        if len(packets) != max(0, stop - start):
+            raise SchedulerError(
+                f"expected packets of positions [{start}, {stop}) of request "
+                f"{request.request_id}, got {len(packets)}"
+            )
+        request.packets += packets
+        return packets
+
+    def _sampled(self, request: Request, output: StepOutput) -> SampledToken:
+        token = output.sampled.get(request.request_id)
+        if token is None:
+            raise SchedulerError(f"no token was sampled for request {request.request_id}")
+        request.outputs.append(token.token_id)
+        if request.entry_layer == 0:
+            request.inputs.append(token.token_id)
+        return token
+
     def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
         sampling = request.sampling
         if token_id in sampling.stop_token_ids:
             return "stop"
         if token_id in self._eos_token_ids and not sampling.ignore_eos:
             return "stop"
-        if len(request.outputs) >= sampling.max_tokens:
-            return "length"
-        if request.num_tokens >= self.max_len(request.entry_layer):
+        num_outputs = len(request.outputs)
+        if (
+            num_outputs >= sampling.max_tokens
+            or request.num_prompt + num_outputs >= request.max_len
+        ):
             return "length"
         return None
+
+    def _find(self, request: Request) -> bool:
+        """Find blocks for all that the request knows, cached ones first; without them it holds
+        none."""
+        is_waiting = not request.holds_blocks
+        # One row at least is computed, so that there is news of the request. What a head has not
+        # sent yet it encodes: cached packets are told of when it is opened, never later.
+        last = request.num_known - 1
+        self._adopt(request, min(last, request.num_emitted) if request.is_head else last)
+        if self._make_room(request):
+            self.blocks.grow(request, request.num_known)
+            return True
+        if is_waiting:
+            self._give_up_blocks(request)
+        else:
+            self._preempt(request)
+        return False
 
     def _make_room(self, request: Request) -> bool:
         """Preempt later ranks if blocks are missing; False, and nobody, if that cannot help."""
@@ -381,6 +407,9 @@ class Scheduler:
             raise SchedulerError(f"{self._held_packet_bytes} packet bytes are miscounted")
         policy.check(self._requests)
         self.blocks.check(self._requests.values())
+
+
+_entry_layer = attrgetter("entry_layer")
 
 
 def _scheduled(request: Request, num_rows: int) -> ScheduledRequest:

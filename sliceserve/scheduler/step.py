@@ -27,7 +27,10 @@ class Step:
 
     def choose(self, request: Request) -> int:
         """Give the request as many rows as it can use and there are; how many those were."""
-        num_rows = min(request.num_pending, self.num_rows - self._kept_rows)
+        num_rows = self.num_rows - self._kept_rows
+        num_pending = request.num_pending
+        if num_pending < num_rows:
+            num_rows = num_pending
         self.chosen[request.request_id] = (request, num_rows)
         self.num_rows -= num_rows
         self.num_slots -= 1
