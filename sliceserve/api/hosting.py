@@ -10,38 +10,14 @@ import uvicorn
 from sliceserve.api.app import create_app
 from sliceserve.api.backend import Backend
 from sliceserve.api.lifecycle import Lifecycle
+from sliceserve.api.listening import ServerError, cannot_listen, url_of
 from sliceserve.api.shutdown import Shutdown
 from sliceserve.api.split import SplitLimits
-from sliceserve.engine.messages import EngineStats
+from sliceserve.engine.client import watch
 from sliceserve.transport.frames import MAX_FRAME_BYTES
 
-_WATCH_INTERVAL_S = 1.0
 # For answers that are on their way when everything has ended.
 _CLOSE_TIMEOUT_S = 2
-
-
-class ServerError(RuntimeError):
-    """The server cannot start, or cannot go on; a sentence for the operator."""
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that has its address, 0 being any free port, and does not listen yet. Raises
-    ServerError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # The protocol must be named for asyncio to switch Nagle's algorithm off.
-        sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from error
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise _cannot_listen(host, port, error) from error
-    return sock
 
 
 async def serve(
@@ -60,10 +36,11 @@ async def serve(
     or out of time. Raises ServerError when the engine dies."""
     lifecycle = Lifecycle()
     app = create_app(backend, api_keys=api_keys, lifecycle=lifecycle, split_limits=split_limits)
+    url = url_of(sock)
     address = sock.getsockname()
-    server = _Server(_uvicorn_config(app), lambda: ready(_url(address)))
+    server = _Server(_uvicorn_config(app), lambda: ready(url))
     serving = asyncio.create_task(server.serve(sockets=[sock]))
-    watching = asyncio.create_task(_watch(backend.stats))
+    watching = asyncio.create_task(watch(backend.stats))
     requested = asyncio.create_task(shutdown.requested.wait())
     try:
         await asyncio.wait({serving, watching, requested}, return_when=asyncio.FIRST_COMPLETED)
@@ -77,7 +54,7 @@ async def serve(
         if watching.done() and not shutdown.requested.is_set():
             raise ServerError(f"the engine has died: {watching.exception()}")
     except OSError as error:
-        raise _cannot_listen(address[0], address[1], error) from error
+        raise cannot_listen(address[0], address[1], error) from error
     finally:
         for task in (serving, watching, requested):
             task.cancel()
@@ -95,13 +72,6 @@ async def _drain(
     )
     idle.cancel()
     urgent.cancel()
-
-
-async def _watch(stats: Callable[[], Awaitable[EngineStats]]) -> None:
-    """Return never. Raises EngineDead."""
-    while True:
-        await stats()
-        await asyncio.sleep(_WATCH_INTERVAL_S)
 
 
 class _Server(uvicorn.Server):
@@ -131,16 +101,4 @@ def _uvicorn_config(app: object) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
-    )
-
-
-def _url(address: tuple[str, int]) -> str:
-    name, port = address[:2]
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> ServerError:
-    return ServerError(
-        f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port (0 takes "
-        "any that is free) or host"
     )

@@ -1,10 +1,12 @@
 """Prometheus metrics. Names are vLLM's, under ``sliceserve:``, where the meaning is the same."""
 
+import os
 import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from sliceserve.engine.messages import EngineStats
 from sliceserve.transport.link import wire_bytes
@@ -22,12 +24,18 @@ _REQUEST_SECONDS = (
 
 class Metrics:
     """All metrics of one app, in a registry of its own. Label ``path`` is "thin" for requests of
-    the OpenAI routes and "split" for those of the split endpoint."""
+    the OpenAI routes and "split" for those of the split endpoint.
+
+    Where the environment names a folder in PROMETHEUS_MULTIPROC_DIR, as for a server's workers,
+    the processes that share it count there together, and each exposes what all have counted."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = self._exposed = CollectorRegistry()
+        if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            self._exposed = CollectorRegistry()
+            MultiProcessCollector(self._exposed, folder)
         self._engine = _EngineCollector()
-        self._registry.register(self._engine)
+        self._exposed.register(self._engine)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(
@@ -57,7 +65,11 @@ class Metrics:
         self._uplink = counter("split_uplink_bytes", "Bytes from split clients.")
         self._downlink = counter("split_downlink_bytes", "Bytes to split clients.")
         self.split_sessions = Gauge(
-            "sliceserve:split_sessions", "Open split connections.", registry=self._registry
+            "sliceserve:split_sessions",
+            "Open split connections.",
+            registry=self._registry,
+            # Those of a worker that has died are not open.
+            multiprocess_mode="livesum",
         )
 
     def count_uplink(self, payload_bytes: int) -> None:
@@ -69,7 +81,7 @@ class Metrics:
     def expose(self, stats: EngineStats | None) -> bytes:
         """The text of /metrics; ``stats`` None leaves the engine's part out."""
         self._engine.stats = stats
-        return generate_latest(self._registry)
+        return generate_latest(self._exposed)
 
 
 class RequestTimer:

@@ -1,22 +1,28 @@
-"""`sliceserve serve` and `sliceserve gateway`, without their command lines."""
+"""`sliceserve serve`, without its command line: one engine process, and workers that speak to the
+world."""
 
 import asyncio
+import contextlib
+import socket
 import sys
+import tempfile
 from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
-from sliceserve.api.backend import Backend
-from sliceserve.api.hosting import ServerError, bind, serve
+from prometheus_client.multiprocess import mark_process_dead
+
+from sliceserve.api.listening import ServerError, bind, url_of
 from sliceserve.api.shutdown import Interrupted, Shutdown
-from sliceserve.api.split import SplitLimits
-from sliceserve.client.errors import SplitError
-from sliceserve.configs import DEFAULT_TENANT, ClientConfig, ServerConfig
-from sliceserve.engine.client import EngineDead
-from sliceserve.engine.generation import ThinGenerator
+from sliceserve.api.supervisor import Supervisor
+from sliceserve.api.worker_process import WorkerProcess
+from sliceserve.configs import ServerConfig
+from sliceserve.engine.client import EngineDead, watch
+from sliceserve.engine.messages import EngineFailed, PeerGone
 from sliceserve.engine.process import EngineProcess
-from sliceserve.models.errors import ModelError
-from sliceserve.models.tokenizer import Tokenizer
+
+# For workers that keep to the time to say their last words, before they are hurried.
+_DRAIN_MARGIN_S = 5.0
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -41,84 +47,88 @@ async def run_server(
     """Serve a model until SIGINT or SIGTERM; then let live requests finish, for
     ``drain_timeout_s`` at most. A second signal ends them at once.
 
-    ``ready`` is called with the URL when the first request can be answered, ``tell`` before that
-    with sentences about what takes long. Needs the main thread. Raises ServerError.
+    ``ready`` is called with the URL when all workers answer requests, ``tell`` before that with
+    sentences about what takes long. Needs the main thread. Raises ServerError.
     """
-    with Shutdown.on_signals() as shutdown, bind(config.host, config.port) as sock:
+    with (
+        Shutdown.on_signals() as shutdown,
+        bind(config.host, config.port) as sock,
+        tempfile.TemporaryDirectory(prefix="sliceserve-") as counts,
+    ):
         engine = EngineProcess(config.engine_for_tenants, tell)
+        workers = _workers_of(engine, config, sock, counts)
         try:
-            info = await shutdown.guard(engine.start())
-            tokenizer = await asyncio.to_thread(
-                Tokenizer.load, Path(info.model_path), config.engine.model.trust_remote_code
-            )
-            backend = Backend(
-                models=(config.served_model_name or info.model,),
-                fingerprint=info.fingerprint,
-                tokenizer=tokenizer,
-                generator=ThinGenerator(engine) if info.thin else None,
-                engine=engine,
-                stats=engine.stats,
-            )
-            await serve(
-                backend,
-                sock,
-                shutdown,
-                engine.stop,
-                ready,
-                api_keys=config.tenant_of_key,
-                drain_timeout_s=config.drain_timeout_s,
-                split_limits=SplitLimits(
-                    resume_timeout_s=config.engine.scheduler.detached_timeout_s
-                ),
-            )
+            await shutdown.guard(_start(engine, workers))
+            ready(url_of(sock))
+            await _keep(engine, workers, shutdown, config.drain_timeout_s)
         except Interrupted:
             return
-        except (EngineDead, ModelError) as error:
-            raise ServerError(f"the engine cannot start: {error}") from error
         finally:
+            await workers.stop()
             await engine.stop()
 
 
-async def run_gateway(
-    config: ClientConfig,
-    ready: Callable[[str], None] = _ignore,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    api_keys: tuple[str, ...] = (),
-    served_model_name: str | None = None,
-    drain_timeout_s: float = 30.0,
-) -> None:
-    """Offer the OpenAI routes on the device, with a split client behind them. Otherwise as
-    ``run_server``; the model has the server's name for it unless ``served_model_name`` is given.
-    """
-    with Shutdown.on_signals() as shutdown, bind(host, port) as sock:
-        # Here, because it brings torch, which a server's API process does without.
-        from sliceserve.client.sdk import AsyncSplitLLM
+def _workers_of(
+    engine: EngineProcess, config: ServerConfig, sock: socket.socket, counts: str
+) -> Supervisor[WorkerProcess]:
+    """``counts`` is the folder in which workers count for /metrics."""
 
-        llm = AsyncSplitLLM(config=config)
-        try:
-            await shutdown.guard(llm.start())
-            backend = Backend(
-                models=(served_model_name or llm.generator.welcome.model,),
-                fingerprint=llm.head.info.fingerprint,
-                tokenizer=llm.tokenizer,
-                generator=llm.generator,
-                engine=None,
-                stats=llm.head.stats,
-            )
-            await serve(
-                backend,
-                sock,
-                shutdown,
-                llm.close,
-                ready,
-                api_keys=dict.fromkeys(api_keys, DEFAULT_TENANT),
-                drain_timeout_s=drain_timeout_s,
-            )
-        except Interrupted:
-            return
-        except (SplitError, ValueError) as error:
-            raise ServerError(f"the split client cannot start: {error}") from error
-        finally:
-            await llm.close()
+    def bury(worker: WorkerProcess) -> None:
+        mark_process_dead(worker.pid, counts)
+        with contextlib.suppress(EngineDead):
+            engine.send(PeerGone(worker.peer))
+
+    spawn = partial(WorkerProcess.spawn, config, engine.address, sock, counts)
+    return Supervisor(config.api_workers, spawn, bury)
+
+
+async def _start(engine: EngineProcess, workers: Supervisor[WorkerProcess]) -> None:
+    # They import what they need while the engine loads, and wait for it then.
+    await workers.start()
+    try:
+        await engine.start()
+    except EngineDead as error:
+        raise ServerError(f"the engine cannot start: {error}") from error
+    await workers.ready()
+
+
+async def _keep(
+    engine: EngineProcess, workers: Supervisor[WorkerProcess], shutdown: Shutdown, timeout_s: float
+) -> None:
+    """Until a signal, and what is live then has ended or had ``timeout_s``. Raises ServerError when
+    the engine dies, or workers do over and over."""
+    watching = asyncio.create_task(watch(engine.stats))
+    keeping = asyncio.create_task(workers.keep())
+    requested = asyncio.create_task(shutdown.requested.wait())
+    try:
+        await asyncio.wait({watching, keeping, requested}, return_when=asyncio.FIRST_COMPLETED)
+        if requested.done():
+            keeping.cancel()
+            await _drain(workers, shutdown, watching, timeout_s)
+        elif keeping.done():
+            keeping.result()
+        if watching.done():
+            reason = str(watching.exception())
+            workers.order(EngineFailed(reason))
+            raise ServerError(f"the engine has died: {reason}")
+    finally:
+        for task in (watching, keeping, requested):
+            task.cancel()
+        await asyncio.gather(watching, keeping, requested, return_exceptions=True)
+
+
+async def _drain(
+    workers: Supervisor[WorkerProcess],
+    shutdown: Shutdown,
+    watching: "asyncio.Task[NoReturn]",
+    timeout_s: float,
+) -> None:
+    draining = asyncio.create_task(workers.drain())
+    urgent = asyncio.create_task(shutdown.urgent.wait())
+    await asyncio.wait(
+        {draining, urgent, watching},
+        timeout=timeout_s + _DRAIN_MARGIN_S,
+        return_when=asyncio.FIRST_COMPLETED,
+    )
+    draining.cancel()
+    urgent.cancel()

@@ -30,7 +30,7 @@ class SplitRequest:
     def translate(self, output: RequestOutput) -> Iterator[Control]:
         """Messages for the client, in order."""
         self._seconds += output.seconds
-        if output.opened:
+        if output.opened and output.finish_reason != "error":
             self._credit = output.credit
             self._quarter = max(1, (output.credit - output.num_computed) // 4)
             yield Opened(

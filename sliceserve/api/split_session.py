@@ -272,12 +272,17 @@ class Session:
 
     async def _relay(self, request: SplitRequest, outputs: RequestStream) -> None:
         """Tell the client all news of one request."""
+        finished = False
         with self._lifecycle.work():
             async for output in outputs:
+                finished = output.finish_reason is not None
                 for message in request.translate(output):
                     self.tell(message)
-        # Not reached when cancelled: then somebody else has it.
+        # Not reached when cancelled: then another session of this process has it.
         self._relays.pop(request.request_id, None)
+        if not finished:
+            # The client has come back through another process.
+            self.supersede()
 
 
 def _ending_after(error: BaseException) -> Ending:

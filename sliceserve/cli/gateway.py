@@ -57,7 +57,8 @@ def gateway(
     with stderr.status(
         f"Loading the first layers of {name}, connecting to {settings.server} …"
     ) as status:
-        from sliceserve.api.server import run, run_gateway
+        from sliceserve.api.gateway import run_gateway
+        from sliceserve.api.server import run
 
         def ready(url: str) -> None:
             status.stop()

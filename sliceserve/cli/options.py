@@ -173,6 +173,7 @@ _SERVER_KEYS = {
     "api_key": "api_keys",
     "served_model_name": "served_model_name",
     "drain_timeout": "drain_timeout_s",
+    "api_workers": "api_workers",
 }
 
 _CLIENT_KEYS = {

@@ -107,6 +107,13 @@ def serve(
             show_default=f"{options.SERVER.drain_timeout_s:g}",
         ),
     ] = None,
+    api_workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that hold the clients' connections; more where one is always busy.",
+            show_default=str(options.SERVER.api_workers),
+        ),
+    ] = None,
     config: options.ConfigFile = None,
     print_config: options.PrintConfig = False,
     json: Annotated[
@@ -136,6 +143,7 @@ def serve(
         api_key=api_key,
         served_model_name=served_model_name,
         drain_timeout=drain_timeout,
+        api_workers=api_workers,
     )
     if print_config:
         typer.echo(dump_config(settings), nl=False)

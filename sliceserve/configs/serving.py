@@ -42,6 +42,7 @@ class ServerConfig:
     need not be among them. Without any key everybody may enter, and is "default".
     ``served_model_name`` is what /v1/models shows; None is the model's own name.
     ``drain_timeout_s`` is how long live requests may go on after SIGTERM.
+    ``api_workers`` processes share the connections of clients; the engine has one of its own.
     """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -51,10 +52,12 @@ class ServerConfig:
     tenants: tuple[TenantConfig, ...] = ()
     served_model_name: str | None = None
     drain_timeout_s: float = 30.0
+    api_workers: int = 1
 
     def __post_init__(self) -> None:
         # A socket takes a larger number modulo 65536, without a word.
         expect(0 <= self.port <= 65535, "port", "0 to 65535", self.port)
+        expect(self.api_workers >= 1, "api_workers", "at least 1", self.api_workers)
         names = Counter(tenant.name for tenant in self.tenants)
         twice = [name for name, count in names.items() if count > 1]
         expect(not twice, "names of tenants", "different", f"{', '.join(twice)} twice")

@@ -1,9 +1,12 @@
 """The door to an engine, wherever it runs."""
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NoReturn, Protocol
 
 from sliceserve.engine.messages import Command, EngineInfo, EngineStats, Open, RequestOutput
+
+_WATCH_INTERVAL_S = 1.0
 
 
 class EngineDead(RuntimeError):
@@ -27,7 +30,8 @@ class EngineClient(Protocol):
 
     All methods are called from one event loop. ``open``'s stream first yields the output with
     ``opened`` set, or one with ``finish_reason`` "error" (unknown codec, no room, prompt too long,
-    …). Opening a live ``request_id`` again moves its outputs to the new stream; the old one ends.
+    …). Opening a live ``request_id`` again, from whatever process, moves its outputs to the new
+    stream; the old one ends.
     Every method raises EngineDead once the engine has died, and so do waiting streams.
     """
 
@@ -41,7 +45,7 @@ class EngineClient(Protocol):
     def open(self, request: Open) -> RequestStream: ...
 
     def send(self, command: Command) -> None:
-        """Pass on an AppendTokens, AppendPackets, Cancel or Detach; never waits."""
+        """Pass on an AppendTokens, AppendPackets, Cancel, Detach or PeerGone; never waits."""
         ...
 
     async def stats(self) -> EngineStats: ...
@@ -49,3 +53,10 @@ class EngineClient(Protocol):
     async def stop(self) -> None:
         """End the engine; live requests are dropped. May be called twice."""
         ...
+
+
+async def watch(stats: Callable[[], Awaitable[EngineStats]]) -> NoReturn:
+    """Return never. Raises EngineDead when the engine that ``stats`` asks has died."""
+    while True:
+        await stats()
+        await asyncio.sleep(_WATCH_INTERVAL_S)

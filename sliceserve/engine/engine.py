@@ -88,7 +88,8 @@ class Engine:
             return self._handle(command)
         except RequestRefused as refused:
             # A request that broke a rule ends; one that was never there stays so.
-            return [self._end(command.request_id, refused.code, str(refused))]
+            end = self._end(command.request_id, refused.code, str(refused))
+            return [msgspec.structs.replace(end, opened=isinstance(command, Open))]
 
     def _handle(self, command: RequestCommand) -> list[RequestOutput]:
         if isinstance(command, Open):

@@ -4,6 +4,7 @@ The OpenAI endpoint and the SDK are written against ``Generator``; a server that
 and a split client, are two of them.
 """
 
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -70,6 +71,8 @@ class ThinGenerator:
 
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
+        # Other processes may have generators over the same engine.
+        self._name = f"thin-{secrets.token_hex(8)}"
         self._num_opened = 0
 
     @property
@@ -80,7 +83,7 @@ class ThinGenerator:
         self, prompt: Sequence[int], sampling: SamplingParams, caller: Caller = NOBODY
     ) -> AsyncGenerator[Generated, None]:
         self._num_opened += 1
-        request_id = f"thin-{id(self):x}-{self._num_opened}"
+        request_id = f"{self._name}-{self._num_opened}"
         request = Open(
             request_id=request_id,
             num_prompt=len(prompt),

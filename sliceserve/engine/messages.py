@@ -63,7 +63,8 @@ class AppendPackets(msgspec.Struct, tag=True, frozen=True):
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True):
-    """Forget the request at once, without an answer. Unknown ids are ignored."""
+    """Forget the request at once, without an answer. Unknown ids are ignored. Anybody who knows the
+    id may say so, whoever opened it."""
 
     request_id: str
 
@@ -83,22 +84,30 @@ class GetInfo(msgspec.Struct, tag=True, frozen=True):
     """Ask for ``EngineInfo``; answered once the model is loaded."""
 
 
+class PeerGone(msgspec.Struct, tag=True, frozen=True):
+    """The process that talked to the engine as ``peer`` has died. Its split requests wait for
+    ``detached_timeout_s``, so that clients can take them up through another process; those that
+    began with tokens, which nobody can take up, are forgotten."""
+
+    peer: bytes
+
+
 RequestCommand = Open | AppendTokens | AppendPackets | Cancel | Detach
-Command = GetInfo | GetStats | RequestCommand
+Command = GetInfo | GetStats | PeerGone | RequestCommand
 
 
 class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """News of one request. Unset fields say nothing.
 
     ``num_computed``: positions whose KV is in the cache; a client may have sent positions below
-    ``credit``. ``opened``: answer to ``Open``. ``wanted``: the position that must come next
-    (after ``Open``, and after a gap). ``tokens`` start at position ``start``; so do ``packets``
-    (heads), which come with ``opened`` for a prefix that a head has cached. ``num_cached``: how
-    many of the prompt's positions were taken from the prefix cache so far; heads and tails know
-    with ``opened``, requests that begin with tokens elsewhere by their first token. ``seconds``:
-    busy time of this engine spent on the request since its last output. ``finish_reason`` ends the
-    request; with "error", ``error_code`` and ``error`` say why, and ``retry_after_s`` when another
-    try may succeed.
+    ``credit``. ``opened``: the answer to ``Open``, be it "error". ``wanted``: the position that
+    must come next (after ``Open``, and after a gap). ``tokens`` start at position ``start``; so do
+    ``packets`` (heads), which come with ``opened`` for a prefix that a head has cached.
+    ``num_cached``: how many of the prompt's positions were taken from the prefix cache so far;
+    heads and tails know with ``opened``, requests that begin with tokens elsewhere by their first
+    token. ``seconds``: busy time of this engine spent on the request since its last output.
+    ``finish_reason`` ends the request; with "error", ``error_code`` and ``error`` say why, and
+    ``retry_after_s`` when another try may succeed.
     """
 
     request_id: str
@@ -216,4 +225,10 @@ class EngineFailed(msgspec.Struct, tag=True, frozen=True):
     error: str
 
 
-Answer = RequestOutput | EngineInfo | EngineStats | EngineFailed
+class Moved(msgspec.Struct, tag=True, frozen=True):
+    """Another process has opened the request, or cancelled it: no more news of it comes here."""
+
+    request_id: str
+
+
+Answer = RequestOutput | EngineInfo | EngineStats | EngineFailed | Moved

@@ -25,11 +25,13 @@ _STOP_TIMEOUT_S = 5.0
 
 
 class RemoteEngine(EngineStreams):
-    """An engine that listens at a ZeroMQ address. Several processes may each have one."""
+    """An engine that listens at a ZeroMQ address. Several processes may each have one, under names
+    of their own: ``peer`` is what `PeerGone` calls this one when it has died."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, peer: bytes | None = None) -> None:
         super().__init__()
         self.address = address
+        self._peer = peer
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(list[Answer])
         self._context: zmq.asyncio.Context | None = None
@@ -41,9 +43,15 @@ class RemoteEngine(EngineStreams):
         # What may wait is bounded by credit and by the number of requests, not by the socket.
         self._socket.set_hwm(0)
         self._socket.linger = 0
+        if self._peer is not None:
+            self._socket.routing_id = self._peer
         self._socket.connect(self.address)
         self._reader = asyncio.create_task(self._read())
         return await self._ask_info()
+
+    def fail(self, reason: str) -> None:
+        """The engine has died, as whoever started it has seen: all who wait learn why."""
+        self._die(reason)
 
     async def stop(self) -> None:
         self._die("the engine was stopped")

@@ -1,7 +1,7 @@
 """What both doors to an engine share: streams of outputs, one a request, on an event loop."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from sliceserve.engine.client import EngineDead
@@ -15,6 +15,7 @@ from sliceserve.engine.messages import (
     EngineStats,
     GetInfo,
     GetStats,
+    Moved,
     Open,
     RequestOutput,
 )
@@ -26,16 +27,10 @@ class OutputStream:
     def __init__(self) -> None:
         self._waiting: deque[RequestOutput] = deque()
         self._news = asyncio.Event()
-        self.opened = False
         self._ended = False
         self._failure: str | None = None
 
     def put(self, output: RequestOutput) -> None:
-        # What was on its way when an older stream of this request was replaced comes before the
-        # answer to Open, which tells it all again.
-        self.opened |= output.opened or output.finish_reason == "error"
-        if not self.opened:
-            return
         self._waiting.append(output)
         self._news.set()
 
@@ -63,6 +58,8 @@ class EngineStreams:
 
     def __init__(self) -> None:
         self._streams: dict[str, OutputStream] = {}
+        # How many answers to Open are still to come.
+        self._unanswered: Counter[str] = Counter()
         self._info: EngineInfo | None = None
         self._info_waiters: deque[asyncio.Future[EngineInfo]] = deque()
         self._stats_waiters: deque[asyncio.Future[EngineStats]] = deque()
@@ -79,6 +76,7 @@ class EngineStreams:
         if (older := self._streams.get(request.request_id)) is not None:
             older.end()
         stream = self._streams[request.request_id] = OutputStream()
+        self._unanswered[request.request_id] += 1
         self._post(request)
         return stream
 
@@ -115,6 +113,8 @@ class EngineStreams:
         for answer in answers:
             if isinstance(answer, RequestOutput):
                 self._deliver(answer)
+            elif isinstance(answer, Moved):
+                self._give_up(answer.request_id)
             elif isinstance(answer, EngineInfo):
                 self._info = answer
                 _resolve(self._info_waiters, answer)
@@ -124,14 +124,34 @@ class EngineStreams:
                 self._die(answer.error)
 
     def _deliver(self, output: RequestOutput) -> None:
-        stream = self._streams.get(output.request_id)
+        request_id = output.request_id
+        if output.opened:
+            self._unanswered[request_id] -= 1
+        if self._is_opening(request_id):
+            # News for an older stream; the answer to the last Open tells it all again.
+            return
+        stream = self._streams.get(request_id)
         if stream is None:
             # Cancelled here while the output was on its way.
             return
         stream.put(output)
-        if stream.opened and output.finish_reason is not None:
-            del self._streams[output.request_id]
+        if output.finish_reason is not None:
+            del self._streams[request_id]
             stream.end()
+
+    def _give_up(self, request_id: str) -> None:
+        if self._is_opening(request_id):
+            # It is coming back.
+            return
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            stream.end()
+
+    def _is_opening(self, request_id: str) -> bool:
+        if self._unanswered[request_id] > 0:
+            return True
+        del self._unanswered[request_id]
+        return False
 
     def _die(self, failure: str) -> None:
         """Every waiter learns why; later calls raise at once."""

@@ -27,6 +27,7 @@ class _RouterMailbox:
         self._socket.bind(address)
         self._decoder = msgspec.msgpack.Decoder(Command)
         self._encoder = msgspec.msgpack.Encoder()
+        self._peers: set[Peer] = set()
 
     def receive(self, timeout_s: float | None) -> list[tuple[Peer, Command]]:
         timeout_ms = None if timeout_s is None else int(timeout_s * 1000) + (timeout_s > 0)
@@ -38,6 +39,7 @@ class _RouterMailbox:
                 peer, body = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return received
+            self._peers.add(peer)
             received.append((peer, self._decoder.decode(body)))
 
     def send(self, answers: list[tuple[Peer, Answer]]) -> None:
@@ -48,10 +50,9 @@ class _RouterMailbox:
             self._socket.send_multipart([peer, self._encoder.encode(batch)])
 
     def fail(self, error: str) -> None:
-        """Tell everybody who has asked so far, and whoever asks within the next second."""
-        failed = EngineFailed(error)
-        for peer in {peer for peer, _ in self.receive(1.0)}:
-            self.send([(peer, failed)])
+        """Tell everybody who has asked so far; if nobody has, whoever asks first."""
+        self.receive(0.0 if self._peers else 1.0)
+        self.send([(peer, EngineFailed(error)) for peer in self._peers])
         self._context.destroy(linger=1000)
 
 

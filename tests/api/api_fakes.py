@@ -123,7 +123,12 @@ class FakeEngine(EngineStreams):
         if self.refusal is not None:
             code, message, seconds = self.refusal
             self.tell(
-                name, finish_reason="error", error_code=code, error=message, retry_after_s=seconds
+                name,
+                opened=True,
+                finish_reason="error",
+                error_code=code,
+                error=message,
+                retry_after_s=seconds,
             )
             return
         self._opens[name] = command

@@ -8,8 +8,8 @@ import torch
 from api_fakes import FakeEngine
 
 from sliceserve.api.backend import Backend
-from sliceserve.api.hosting import bind
 from sliceserve.api.hosting import serve as serve_backend
+from sliceserve.api.listening import bind
 from sliceserve.api.shutdown import Shutdown
 from sliceserve.configs import (
     CacheConfig,

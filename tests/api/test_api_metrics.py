@@ -1,6 +1,11 @@
 """What /metrics says."""
 
+import os
+import subprocess
+import sys
+
 import httpx
+from prometheus_client.multiprocess import mark_process_dead
 from prometheus_client.parser import text_string_to_metric_families
 from split_peer import connect
 
@@ -10,9 +15,13 @@ from sliceserve.transport.messages import Opened, Token
 async def scrape(client):
     response = await client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
+    return samples(response.text)
+
+
+def samples(text):
     return {
         (sample.name, *sorted(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(response.text)
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
 
@@ -75,3 +84,50 @@ async def test_apps_do_not_share_their_counts(serve, fake):
         assert (await client.post(f"{first.url}/v1/completions", json=request)).status_code == 200
         text = (await client.get(f"{second.url}/metrics")).text
     assert "sliceserve:generation_tokens_total{" not in text
+
+
+_COUNT_AND_EXPOSE = """
+import sys
+from sliceserve.api.metrics import Metrics, RequestTimer
+metrics = Metrics()
+metrics.split_sessions.inc()
+metrics.count_uplink(100)
+timer = RequestTimer(metrics, "split", 5)
+timer.token()
+timer.token()
+timer.finish("stop")
+print(metrics.expose(None).decode(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_that_share_a_folder_count_together(tmp_path):
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    texts, processes = [], []
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _COUNT_AND_EXPOSE],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        lines = iter(process.stdout.readline, "\n")
+        texts.append("".join(lines))
+        processes.append(process)
+        if len(processes) == 2:
+            # One dies: what it has counted stays, its connections do not.
+            processes[0].kill()
+            processes[0].wait()
+            mark_process_dead(processes[0].pid, tmp_path)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    for num_counted, num_open, text in zip((1, 2, 3), (1, 2, 2), texts, strict=True):
+        values = samples(text)
+        assert values["sliceserve:split_sessions",] == num_open
+        assert values["sliceserve:split_uplink_bytes_total",] == num_counted * 106
+        assert values["sliceserve:generation_tokens_total", "split"] == num_counted * 2
+        assert values["sliceserve:request_success_total", "split", "stop"] == num_counted
+        assert values["sliceserve:time_to_first_token_seconds_count", "split"] == num_counted
+    assert "# HELP sliceserve:split_sessions Open split connections." in texts[-1]

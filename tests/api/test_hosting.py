@@ -10,8 +10,8 @@ import pytest
 import websockets
 from split_peer import connect
 
-from sliceserve.api.hosting import ServerError, bind
 from sliceserve.api.hosting import serve as serve_backend
+from sliceserve.api.listening import ServerError, bind
 from sliceserve.api.shutdown import Interrupted, Shutdown
 from sliceserve.transport.messages import Bye, Drain, Opened
 

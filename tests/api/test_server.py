@@ -9,11 +9,14 @@ import subprocess
 import sys
 
 import httpx
+import msgspec
 import openai
+import psutil
 import pytest
 
-from sliceserve.api.hosting import ServerError
-from sliceserve.api.server import run_gateway, run_server
+from sliceserve.api.gateway import run_gateway
+from sliceserve.api.listening import ServerError
+from sliceserve.api.server import run_server
 from sliceserve.configs import (
     CacheConfig,
     ClientConfig,
@@ -52,15 +55,19 @@ def server_config(model, **changes):
 @pytest.fixture(scope="module")
 def server(model_path):
     """(process, url) of a server in a process of its own."""
-    import msgspec
-
-    config = msgspec.json.encode(server_config(model_path, api_keys=("sesame",))).decode()
-    process = subprocess.Popen(
-        [sys.executable, "-c", _MAIN, config], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = start_server(server_config(model_path, api_keys=("sesame",), api_workers=2))
     yield process, process.stdout.readline().decode().strip()
     process.kill()
     process.wait()
+
+
+def start_server(config):
+    """A process that says its URL when it is ready."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _MAIN, msgspec.json.encode(config).decode()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @contextlib.asynccontextmanager
@@ -147,3 +154,34 @@ def test_sigterm_lets_the_last_request_finish(server):
     assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
     assert process.wait(30) == 0
     assert process.stderr.read() == b""
+
+
+def test_nothing_outlives_a_server_that_is_killed(model_path):
+    process = start_server(server_config(model_path))
+    assert process.stdout.readline()
+    children = psutil.Process(process.pid).children()
+    assert len(children) == 2
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+def test_the_death_of_the_engine_ends_server_and_workers(model_path):
+    process = start_server(server_config(model_path, api_workers=2))
+    url = process.stdout.readline().decode().strip()
+    (engine,) = [c for c in psutil.Process(process.pid).children() if "engine" in c.cmdline()[2]]
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 200, "stream": True, "ignore_eos": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        children = psutil.Process(process.pid).children()
+        engine.kill()
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert events[-1]["error"]["code"] == "engine_dead"
+    assert "ended unexpectedly" in events[-1]["error"]["message"]
+    _, words = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert b"ServerError: the engine has died: the engine process ended unexpectedly" in words
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive

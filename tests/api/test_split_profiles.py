@@ -113,5 +113,5 @@ async def test_no_other_file_is_handed_over(serve, engine):
 
 
 def test_the_api_does_without_torch():
-    words = "import sliceserve.api.server, sys; sys.exit('torch' in sys.modules)"
+    words = "import sliceserve.api.worker, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", words]).returncode == 0

@@ -7,7 +7,7 @@ import websockets
 from split_peer import connect, dial, hello
 
 from sliceserve.api.split import SplitLimits
-from sliceserve.engine.messages import AppendPackets, Cancel, Detach, Open
+from sliceserve.engine.messages import AppendPackets, Cancel, Detach, Moved, Open
 from sliceserve.scheduler.plan import SampledToken
 from sliceserve.transport import messages
 from sliceserve.transport.frames import DataFrame, encode
@@ -272,6 +272,20 @@ async def test_a_return_before_the_loss_was_noticed(serve, fake, eventually):
             assert kinds == [Open, Detach, Open]
             await new.data(0, 3)
             assert (await new.receive(Token)).position == 3
+
+
+async def test_a_return_through_another_process(serve, fake):
+    engine = fake("abc")
+    async with connect(await serve(engine)) as peer:
+        for request_id in (1, 2):
+            await peer.open(request_id)
+            await peer.receive(Opened)
+        token = peer.welcome.resume_token
+        engine._dispatch([Moved(f"{token}:1")])
+        assert await peer.closed() == 1008
+        # What has not moved yet waits; what has is another's.
+        assert [c.request_id for c in engine.sent(Detach)] == [f"{token}:2"]
+        assert not engine.sent(Cancel)
 
 
 async def test_the_token_that_was_missed_follows_opened(serve, fake, tokenizer):

@@ -10,7 +10,7 @@ import uvicorn
 
 from sliceserve.api.app import create_app
 from sliceserve.api.backend import Backend
-from sliceserve.api.hosting import bind
+from sliceserve.api.listening import bind
 from sliceserve.configs import (
     DEFAULT_TENANT,
     CacheConfig,
