@@ -22,9 +22,10 @@ class SchedulerConfig:
     ``detached_timeout_s`` is how long a request whose client has gone waits for its return.
 
     ``policy`` says who goes next and who gives way (docs/scheduling.md). ``tenant_weights`` are the
-    shares of "fair", 1 for tenants without one. ``long_prefill_tokens`` are where "prefill-aware"
-    calls a prompt long, ``long_prefill_share`` is the part of a step that long ones may fill beside
-    others. ``target_itl_ms`` bounds the seconds of a step, as far as rows can; None: no bound.
+    shares of "fair", 1 for tenants without one, and ``fair_burst_tokens`` are what a tenant that
+    returns may be served ahead of others. ``long_prefill_tokens`` are where "prefill-aware" calls a
+    prompt long, ``long_prefill_share`` is the part of a step that long ones may fill beside others.
+    ``target_itl_ms`` bounds the seconds of a step, as far as rows can; None: no bound.
     """
 
     max_tokens_per_step: int = 512
@@ -35,6 +36,7 @@ class SchedulerConfig:
     detached_timeout_s: float = 60.0
     policy: PolicyName = "fcfs"
     tenant_weights: dict[str, float] = field(default_factory=dict)
+    fair_burst_tokens: int = 1024
     long_prefill_tokens: int = 256
     long_prefill_share: float = 0.5
     target_itl_ms: float | None = None
@@ -54,6 +56,8 @@ class SchedulerConfig:
         for tenant, weight in self.tenant_weights.items():
             name = f"the weight of tenant {tenant!r}"
             expect(0.001 <= weight <= 1000, name, "0.001 to 1000", weight)
+        burst = self.fair_burst_tokens
+        expect(burst >= 0, "fair_burst_tokens", "0 or more", burst)
         share, target = self.long_prefill_share, self.target_itl_ms
         expect(0 < share <= 1, "long_prefill_share", "above 0 and at most 1", share)
         if target is not None:

@@ -139,8 +139,10 @@ class TestFair:
         # Ten rows in at most two steps that prefills get a share of, then a token in each step.
         assert served_in[-20:] == list(range(served_in[-20], served_in[-20] + 20))
 
-    def test_idle_time_is_not_saved_up(self) -> None:
-        harness = Harness(PLENTY, policy="fair", max_tokens_per_step=2)
+    @pytest.mark.parametrize(("burst", "ahead"), [(0, 0), (60, 32)])
+    def test_idle_time_is_not_saved_up_beyond_the_burst(self, burst: int, ahead: int) -> None:
+        limits = {"max_tokens_per_step": 2, "fair_burst_tokens": burst}
+        harness = Harness(PLENTY, policy="fair", **limits)
         harness.open("b-0", 1, tenant="b", max_tokens=1)
         harness.step()
         for i in range(4):
@@ -149,9 +151,35 @@ class TestFair:
         served(harness, 100)
         for i in range(4):
             harness.open(f"b-{i}", 1, tenant="b", max_tokens=199)
-        settle(harness)
         rows = served(harness, 50)
-        assert rows["a"] == pytest.approx(50, abs=3)
+        # Four rows of prompts for a token of the burst each, the others for two.
+        assert rows["b"] - rows["a"] == pytest.approx(ahead, abs=6)
+
+    @pytest.mark.parametrize(("burst", "in_time"), [(0, False), (40, True)])
+    def test_a_prompt_within_the_burst_is_not_slowed_by_a_flood(
+        self, burst: int, in_time: bool
+    ) -> None:
+        limits = {"max_tokens_per_step": 8, "fair_burst_tokens": burst}
+        harness = Harness(PLENTY, policy="fair", **limits)
+        for i in range(60):
+            harness.open(f"flood-{i}", 10, tenant="flood", max_tokens=1)
+        served(harness, 20)
+        harness.open("one", 40, tenant="one", max_tokens=1)
+        # As many steps as alone.
+        served(harness, 5)
+        assert (harness.scheduler.get("one") is None) == in_time
+
+    def test_bursts_do_not_add_up(self) -> None:
+        harness = Harness(PLENTY, policy="fair", max_tokens_per_step=8, fair_burst_tokens=40)
+        for i in range(60):
+            harness.open(f"flood-{i}", 10, tenant="flood", max_tokens=1)
+        served(harness, 20)
+        # The second finds the first where its burst has put it.
+        for tenant in "bc":
+            harness.open(tenant, 150, tenant=tenant, max_tokens=1)
+        rows = served(harness, 9)
+        assert rows["b"] == pytest.approx(36, abs=8)
+        assert rows["c"] == pytest.approx(36, abs=8)
 
     def test_a_tenant_that_waits_for_nobody_keeps_its_counter(self) -> None:
         # Always with a decode in the step, "b" never returns, so it is never lifted.

@@ -51,6 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_requests=st.integers(1, 7),
         policy=st.sampled_from(get_args(PolicyName)),
         tenant_weights=st.dictionaries(st.sampled_from("abc"), st.floats(0.1, 10)),
+        fair_burst_tokens=st.sampled_from([0, 5, 1024]),
         long_prefill_tokens=st.integers(1, 8),
         long_prefill_share=st.floats(0.1, 1),
         target_itl_ms=st.none() | st.floats(0.5, 9),

@@ -36,9 +36,10 @@ class Fair(Policy):
 
     In each queue the tenant with the lowest counter is next, and its requests take turns or go by
     arrival. A token is charged when it is first chosen for a step: a replay is free. A tenant that
-    had nothing pending and returns is lifted to the lowest counter among the others that have, so
-    that idle time is not saved up. Of two tenants that always have work in one queue, neither gets
-    more than the other by more than one step's cost, by weight.
+    had nothing pending and returns is lifted to the lowest counter among the others that have, less
+    ``fair_burst_tokens`` over its weight: no more idle time than that is saved up, and a short
+    prompt is not served at half speed beside a flood. Of two tenants that always have work in one
+    queue, neither gets more than the other by more than that and one step's cost, by weight.
 
     Memory: the k-th request that a tenant of weight w has at once counts as if it had arrived 64·k
     / w arrivals later, but never before the tenant's last one. So who floods the server is
@@ -48,10 +49,14 @@ class Fair(Policy):
     def __init__(self, config: SchedulerConfig) -> None:
         super().__init__(config)
         self._weights = config.tenant_weights
+        self._burst = config.fair_burst_tokens
         self._tenants: dict[str, Tenant] = {}
         self._awake = _LowestCounter(lambda tenant: tenant.awake)
         # The counter of the tenant that was the last to rest.
         self._last_counter = 0.0
+        # What tenants are lifted to, less their burst. It never falls: else each that returns while
+        # another uses up its burst would pass that one too.
+        self._virtual_time = 0.0
         self.decodes = _ByTenant(self._tenants, Rotation)
         self.prefills = _ByTenant(self._tenants, ByRank)
         self.waiting = _ByTenant(self._tenants, ByRank)
@@ -84,7 +89,8 @@ class Fair(Policy):
         if not tenant.awake:
             lowest = self._awake.first()
             floor = self._last_counter if lowest is None else lowest.counter
-            tenant.counter = max(tenant.counter, floor)
+            self._virtual_time = max(self._virtual_time, floor)
+            tenant.counter = max(tenant.counter, self._virtual_time - self._burst / tenant.weight)
             self._awake.add(tenant)
         tenant.awake.add(request.request_id)
 
