@@ -3,9 +3,10 @@
 import struct
 from collections.abc import Sequence
 from hashlib import blake2b
-from itertools import chain
+from typing import cast
 
 DIGEST_BYTES = 16
+_LENGTH = struct.Struct("<I")
 
 
 def block_digests(inputs: "Sequence[int] | Sequence[bytes]", block_size: int) -> list[bytes]:
@@ -33,7 +34,9 @@ def extend_digests(
 
 
 def _as_bytes(block: "Sequence[int] | Sequence[bytes]") -> bytes:
-    if isinstance(block[0], bytes):
-        packets = [packet for packet in block if isinstance(packet, bytes)]
-        return b"".join(chain.from_iterable((struct.pack("<I", len(p)), p) for p in packets))
-    return struct.pack(f"<{len(block)}I", *block)
+    if isinstance(block[0], int):
+        return struct.pack(f"<{len(block)}I", *block)
+    pieces: list[bytes] = []
+    for packet in cast("Sequence[bytes]", block):
+        pieces += (_LENGTH.pack(len(packet)), packet)
+    return b"".join(pieces)

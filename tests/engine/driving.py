@@ -1,6 +1,7 @@
 """Engines driven by hand, one step at a time."""
 
 from sliceserve.engine.messages import AppendPackets, AppendTokens, Cancel, Open
+from sliceserve.scheduler.prefix import block_digests
 
 
 def finish(engine, num_steps=2000):
@@ -27,6 +28,8 @@ class SplitRun:
         self.tokens = {}
         self.packets = {}
         self.finish_reasons = {}
+        # Split requests: the packets that their heads began with, and how many the tail had too.
+        self.reused = {}
         # Outputs of requests that were opened by other means.
         self.others = []
 
@@ -34,21 +37,24 @@ class SplitRun:
         self.cuts[request_id] = cut
         self.tokens[request_id] = []
         if cut > 0:
-            head = self.heads[cut]
-            self.packets[request_id] = []
-            self.take(head.handle(_open(request_id, prompt, sampling)))
-            answer = self.tail.handle(
+            (opened,) = self.heads[cut].handle(_open(request_id, prompt, sampling))
+            known = self.packets[request_id] = opened.packets
+            (answer,) = self.tail.handle(
                 Open(
                     request_id=request_id,
                     entry_layer=cut,
                     num_prompt=len(prompt),
                     sampling=sampling,
                     codec=self.codec,
+                    prefix=block_digests(known, self.tail.info.block_size or 1),
                 )
             )
+            assert answer.opened and answer.num_cached <= answer.wanted <= len(known)
+            self.reused[request_id] = (len(known), answer.wanted)
+            rest = AppendPackets(request_id, answer.wanted, known[answer.wanted :])
+            self.take(self.tail.handle(rest))
         else:
-            answer = self.tail.handle(_open(request_id, prompt, sampling))
-        self.take(answer)
+            self.take(self.tail.handle(_open(request_id, prompt, sampling)))
 
     def step(self):
         """One step of every engine that has work; whether any had."""

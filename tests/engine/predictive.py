@@ -1,6 +1,7 @@
 """A codec that predicts, small enough to follow: p = previous / 2 + f(token id)."""
 
 import struct
+import zlib
 
 import torch
 
@@ -10,7 +11,8 @@ WIRE_ID = "predictive/1"
 
 
 class PredictiveCodec:
-    """A packet is the token id and the residual as float32.
+    """A packet is the token id, a checksum of the state that it follows, and the residual as
+    float32. So two rows that are alike, but for what led to them, have two packets.
 
     ``encoded`` and ``decoded`` are all states that either side has come to, by packet; a packet
     that leads to two states is an error at once. Packets in ``poison`` pass ``check`` and fail to
@@ -37,7 +39,8 @@ class PredictiveCodec:
                 # What the decoder will see differs from the row, so a lost state would show.
                 p = self._predict(run, token_id)
                 residual = torch.round((next(rows) - p) * 64) / 64
-                packets.append(struct.pack("<I", token_id) + residual.numpy().tobytes())
+                mark = 0 if run.previous is None else zlib.crc32(run.previous.numpy()) & 0xFFFF
+                packets.append(struct.pack("<HH", token_id, mark) + residual.numpy().tobytes())
                 run.follow(_same(self.encoded, packets[-1], p + residual))
         self.num_rows_encoded += len(packets)
         return packets
@@ -50,7 +53,7 @@ class PredictiveCodec:
                 i = next(rows)
                 if packets[i] in self.poison:
                     raise CodecError("the packets add up to no finite value", i)
-                (token_id,) = struct.unpack_from("<I", packets[i])
+                (token_id,) = struct.unpack_from("<H", packets[i])
                 residual = torch.frombuffer(bytearray(packets[i][4:]), dtype=torch.float32)
                 run.follow(self._predict(run, token_id) + residual)
                 out[i] = _same(self.decoded, packets[i], run.previous)

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from driving import SplitRun
+from driving import SplitRun, finish
 
 from sliceserve import calibration
 from sliceserve.calibration import CalibrationError, calibrate, default_store, keep
@@ -19,7 +19,7 @@ from sliceserve.configs import (
     SamplingParams,
 )
 from sliceserve.engine.build import build_engine
-from sliceserve.engine.messages import Open, packet_codec
+from sliceserve.engine.messages import AppendPackets, Open, packet_codec
 from sliceserve.engine.process import EngineProcess
 from sliceserve.engine.profiles import encoder_for_profile, offered_profiles, profile_store
 from sliceserve.models.errors import ModelError
@@ -117,6 +117,45 @@ def test_tokens_through_the_codec(worded_model, profiles, store, predictor):
     tight, again = run(cache=CacheConfig(num_tokens=56, block_size=8))
     assert tight.tail.stats().num_preempted_total > 0
     assert (again, tight.packets) == (tokens, roomy.packets)
+
+
+@pytest.mark.parametrize("predictor", ["state", "none"])
+def test_a_second_turn_goes_on_from_what_both_sides_kept(worded_model, profiles, store, predictor):
+    for profile in profiles.values():
+        keep(profile, store)
+    digest = profiles[predictor].digest
+    codec = CodecConfig(
+        name="calibrated", calibrated=CalibratedConfig(hide_tokens=predictor == "none")
+    )
+    head = build_engine(head_config(worded_model), codec, digest)
+    run = SplitRun(
+        build_engine(config(worded_model)), {CUT: head}, packet_codec("calibrated/1", digest)
+    )
+    noise = random.Random(5)
+    turns = [noise.randrange(3, 300) for _ in range(29)]
+    run.open("first", turns[:20], CUT, GREEDY)
+    prompt = [*turns[:20], *run.run()["first"], *turns[20:]]
+    run.open("second", prompt, CUT, GREEDY)
+    # The last token of the first answer was never computed: 31 positions, of which 24 are whole.
+    assert run.reused["second"] == (24, 24)
+    tokens = run.run()["second"]
+    assert run.packets["second"][:24] == run.packets["first"][:24]
+
+    # A server that has kept nothing comes to the same from the packets alone.
+    cold = build_engine(config(worded_model))
+    opening = Open(
+        request_id="cold",
+        entry_layer=CUT,
+        num_prompt=len(prompt),
+        sampling=GREEDY,
+        codec=run.codec,
+    )
+    cold.handle(opening)
+    sampled = []
+    for i, packet in enumerate(run.packets["second"]):
+        assert cold.handle(AppendPackets("cold", i, [packet])) == []
+        sampled += [t.token_id for output in finish(cold) for t in output.tokens]
+    assert sampled == tokens
 
 
 def test_a_profile_is_for_one_cut_and_nobody_else_s_is_taken(worded_model, profiles, store):

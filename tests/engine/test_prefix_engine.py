@@ -11,7 +11,7 @@ from sliceserve.codec.base import Run
 from sliceserve.codec.registry import known_codecs
 from sliceserve.configs import SamplingParams
 from sliceserve.engine import build, runner
-from sliceserve.engine.messages import AppendPackets, Cancel, Open
+from sliceserve.engine.messages import Cancel, Open
 from sliceserve.scheduler.prefix import block_digests
 
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
@@ -95,30 +95,6 @@ def codec(monkeypatch):
     return codec
 
 
-def open_split(run, request_id, prompt, cut, head_packets):
-    """As ``SplitRun.open``, but the server is told of what the client could send at once."""
-    run.cuts[request_id] = cut
-    run.tokens[request_id] = []
-    run.packets[request_id] = []
-    (opened,) = run.heads[cut].handle(thin(request_id, prompt))
-    assert opened.num_cached == len(opened.packets)
-    run.packets[request_id] += opened.packets
-    known = opened.packets
-    (answer,) = run.tail.handle(
-        Open(
-            request_id=request_id,
-            entry_layer=cut,
-            num_prompt=len(prompt),
-            sampling=GREEDY,
-            codec=run.codec,
-            prefix=block_digests(known, BLOCK_SIZE),
-        )
-    )
-    assert answer.opened and answer.num_cached <= answer.wanted <= len(known)
-    head_packets.append((len(known), answer.wanted))
-    run.take(run.tail.handle(AppendPackets(request_id, answer.wanted, known[answer.wanted :])))
-
-
 @pytest.mark.parametrize(
     "sizes",
     [(1024, 1024), (96, 1024), (1024, 96)],
@@ -130,15 +106,14 @@ def test_split_equals_no_cache(make_engine, greedy, request, sizes, wire_id):
     tail, head = ({"num_tokens": n, "max_tokens_per_step": 19} for n in sizes)
     run = SplitRun(make_engine(**tail), {3: make_engine(stop=3, **head)}, wire_id)
     prompts = chats(12, seed=2)
-    told = []
     for i, prompt in enumerate(prompts):
-        open_split(run, str(i), prompt, 3, told)
+        run.open(str(i), prompt, 3, GREEDY)
         # Many at once, and then few.
         for _ in range(1 if i < 6 else 9):
             run.step()
     tokens = run.run()
     # The server was not sent what it had, and had most of what the head had sent before.
-    assert sum(wanted for _, wanted in told) > 50
+    assert sum(num_kept for _, num_kept in run.reused.values()) > 50
     assert num_hits(run.tail) > 50
     preempted = [e.stats().num_preempted_total for e in (run.tail, run.heads[3])]
     assert [n > 0 for n in preempted] == [size == 96 for size in sizes]
@@ -162,13 +137,8 @@ def test_cuts_thin_clients_and_tenants_in_one_engine(make_engine, greedy):
     heads = {cut: make_engine(stop=cut) for cut in (1, 5)}
     run = SplitRun(tail, heads)
     prompts = chats(12, seed=3)
-    told = []
     for i, prompt in enumerate(prompts):
-        cut = (0, 1, 5)[i % 3]
-        if cut == 0:
-            run.open(str(i), prompt, 0, GREEDY)
-        else:
-            open_split(run, str(i), prompt, cut, told)
+        run.open(str(i), prompt, (0, 1, 5)[i % 3], GREEDY)
         tail.handle(thin(f"other-{i}", prompt, GREEDY, tenant="other"))
         run.step()
     tokens = run.run()
