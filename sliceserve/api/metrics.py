@@ -130,6 +130,7 @@ class _EngineCollector:
             return
         gauges: dict[str, tuple[str, float]] = {
             "num_requests_live": ("Requests that the engine holds.", stats.num_live),
+            "num_requests_queued": ("Requests that wait to be admitted.", stats.num_queued),
             "num_requests_running": ("Requests that compute.", stats.num_running),
             "num_requests_waiting": ("Requests that wait for memory.", stats.num_waiting),
             "num_requests_detached": ("Requests whose client has gone.", stats.num_detached),

@@ -23,7 +23,6 @@ class SplitRequest:
         self.request_id = opening.request_id
         self._timer = timer
         self._credit = 0
-        self._quarter = 1
         # Busy time of the server that no Token has reported yet.
         self._seconds = 0.0
 
@@ -32,7 +31,6 @@ class SplitRequest:
         self._seconds += output.seconds
         if output.opened and output.finish_reason != "error":
             self._credit = output.credit
-            self._quarter = max(1, (output.credit - output.num_computed) // 4)
             yield Opened(
                 request_id=self.request_id,
                 next_position=output.wanted or 0,
@@ -48,7 +46,7 @@ class SplitRequest:
                 request_id=self.request_id,
                 retry_after_s=output.retry_after_s,
             )
-        elif output.finish_reason is None and self._is_worth_telling(output):
+        elif output.finish_reason is None and output.credit > self._credit:
             self._credit = output.credit
             yield Credit(request_id=self.request_id, credit=output.credit)
 
@@ -68,9 +66,3 @@ class SplitRequest:
             self._seconds = 0.0
         if output.tokens and output.finish_reason is not None:
             self._timer.finish(output.finish_reason)
-
-    def _is_worth_telling(self, output: RequestOutput) -> bool:
-        """New credit goes out at once while the prompt is computed, when the client may be waiting
-        for it. A token a time it is told rarely: the window is far longer."""
-        gained = output.credit - self._credit
-        return gained > 0 and (not output.tokens or gained >= self._quarter)

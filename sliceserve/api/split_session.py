@@ -238,6 +238,7 @@ class Session:
                 prefix=message.prefix,
                 tenant=tenant_of(self._websocket),
                 priority=message.priority,
+                may_queue=True,
             )
         )
         self._relays[request_id] = self._spawn(self._relay(request, outputs))

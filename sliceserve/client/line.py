@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections import deque
 from typing import Any
@@ -37,7 +38,8 @@ class Line:
     What happens to one request is `SplitRequest`'s matter. Here three tasks share a connection:
     one reads, one writes (a message of each request in turn), one watches for silence longer than
     ``timeout_s``. A supervisor runs them on one connection after another, and calls the server
-    again when the last was lost and a request needs it.
+    again when the last was lost and a request needs it. A request that a full server refuses is
+    tried again for as long as ``timeout_s``.
     """
 
     def __init__(self, dialer: Dialer, timeout_s: float) -> None:
@@ -268,12 +270,24 @@ class Line:
                 case Token():
                     request.take_token(message, now)
                 case Error():
-                    raise RequestFailed(message.code, message.message, message.retry_after_s)
+                    if not self._postpone(request, message, now):
+                        raise RequestFailed(message.code, message.message, message.retry_after_s)
         except RequestFailed as error:
             self.fail(request, error)
         if request.finished:
             self.drop(request)
         self._to_write.set()
+
+    def _postpone(self, request: SplitRequest, refusal: Error, now: float) -> bool:
+        """Try a request again that a full server has refused, if it is back in time."""
+        if refusal.code != "overloaded" or refusal.retry_after_s is None:
+            return False
+        # Those who were refused together must not come back together.
+        seconds = refusal.retry_after_s * random.uniform(1.0, 1.5)
+        if not request.postpone(seconds, self._timeout_s, now):
+            return False
+        asyncio.get_running_loop().call_later(seconds, self.wake)
+        return True
 
 
 async def cancel_and_wait(*tasks: "asyncio.Task[Any]") -> None:

@@ -47,6 +47,7 @@ class SplitRequest:
         # sending them, and they have not been sent to another since.
         self._num_had = 0
         self._unsent: set[int] = set()
+        self._postponed_until = now
         self._started_at = now
         self._first_token_at = now
         self.start_link(now)
@@ -65,6 +66,7 @@ class SplitRequest:
         self._opened = False
         self._credit = 0
         self._next_position = 0
+        self._link_began_at = now
         self._sent_at = now
         self._heard_at = now
 
@@ -89,7 +91,7 @@ class SplitRequest:
 
         Raises RequestFailed for a packet that fits no frame.
         """
-        if self._num_kept is None:
+        if self._num_kept is None or now < self._postponed_until:
             return None
         if not self._announced:
             # A server that knew the request and has forgotten it may still have what it was sent.
@@ -131,6 +133,15 @@ class SplitRequest:
             prefix=prefix,
             priority=self.priority,
         )
+
+    def postpone(self, seconds: float, patience_s: float, now: float) -> bool:
+        """Send Open again after so long, for the server refused it for want of room and has taken
+        nothing. False if it has, or if this would go on for longer than ``patience_s``."""
+        if self._opened or now + seconds > self._link_began_at + patience_s:
+            return False
+        self._announced = False
+        self._postponed_until = self._heard_at = now + seconds
+        return True
 
     def open(self, next_position: int, credit: int, now: float) -> None:
         """The server has taken the request, holding the packets below ``next_position``: sent
@@ -179,10 +190,11 @@ class SplitRequest:
         self.steps.put_nowait(Generated(sampled, reason, len(self._unsent)))
 
     def server_silence_s(self, now: float) -> float:
-        """How long the server has owed an answer; 0 while it is the head's turn."""
+        """How long the server has owed an answer; 0 while it is the head's turn, and while the
+        server lets the request wait for credit."""
         if self._num_kept is None:
             return 0.0
-        if self._opened and self._next_position < min(self.num_known, self._credit):
+        if self._opened and self._next_position < self.num_known:
             return 0.0
         return now - max(self._sent_at, self._heard_at)
 

@@ -15,6 +15,11 @@ class CodecError(ValueError):
         self.index = index
 
 
+def max_packet_bytes(hidden_size: int) -> int:
+    """No packet of any codec is longer: a float32 an element, and what codecs put around them."""
+    return 4 * hidden_size + 256
+
+
 @dataclass(slots=True)
 class Run:
     """Rows of consecutive tokens of one request: what a predictive codec knows beside a vector.

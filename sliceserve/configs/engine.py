@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from sliceserve.configs.model import CacheConfig, LayerConfig, ModelConfig
 from sliceserve.configs.validation import expect, expect_one_of
 
+AdmissionMode = Literal["preempt", "worst-case"]
 ProfilesMode = Literal["auto", "off"]
 PolicyName = Literal["fcfs", "priority", "fair", "prefill-aware"]
 
@@ -15,10 +16,13 @@ class SchedulerConfig:
     """Limits of one step and of the whole engine, in tokens (rows) and requests.
 
     ``max_tokens_per_step`` bounds the rows of one forward pass, ``max_requests_per_step`` the
-    requests in it. ``max_requests`` is how many requests may be live (computing, waiting, or idle
-    until their client's next token); one more is refused. ``credit_window`` is how many tokens
-    that are not yet computed a split client may have sent for one request.
-    ``tenant_max_requests`` bounds the live requests of single tenants, by name.
+    requests in it. ``max_requests`` is how many requests may be admitted (computing, waiting, or
+    idle until their client's next token), ``tenant_max_requests`` how many of single tenants, by
+    name. ``admission`` "preempt" admits all of these, and lets some wait and be computed again when
+    KV blocks run out; "worst-case" admits those whose longest course fits. Of each tenant's split
+    requests ``max_queued`` may wait to be admitted; others are refused.
+    ``max_packet_bytes`` bounds the packets of split clients that are kept for replay, and
+    ``credit_window`` how many tokens that are not yet computed one request may have sent.
     ``detached_timeout_s`` is how long a request whose client has gone waits for its return.
 
     ``policy`` says who goes next and who gives way (docs/scheduling.md). ``tenant_weights`` are the
@@ -32,6 +36,9 @@ class SchedulerConfig:
     max_requests_per_step: int = 256
     max_requests: int = 1024
     tenant_max_requests: dict[str, int] = field(default_factory=dict)
+    admission: AdmissionMode = "preempt"
+    max_queued: int = 1024
+    max_packet_bytes: int = 1 << 30
     credit_window: int = 2048
     detached_timeout_s: float = 60.0
     policy: PolicyName = "fcfs"
@@ -48,8 +55,11 @@ class SchedulerConfig:
             "max_requests",
             "credit_window",
             "long_prefill_tokens",
+            "max_packet_bytes",
         ):
             expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        expect_one_of("admission", get_args(AdmissionMode), self.admission)
+        expect(self.max_queued >= 0, "max_queued", "0 or more", self.max_queued)
         timeout = self.detached_timeout_s
         expect(timeout >= 0, "detached_timeout_s", "0 seconds or more", timeout)
         expect_one_of("policy", get_args(PolicyName), self.policy)

@@ -29,7 +29,8 @@ class TenantConfig:
     def __post_init__(self) -> None:
         expect(bool(self.name), "name of a tenant", "a text", repr(self.name))
         expect(all(self.api_keys), f"api_keys of tenant {self.name}", "not empty", "an empty one")
-        expect(0 < self.weight < float("inf"), "weight of a tenant", "above 0", self.weight)
+        weight = self.weight
+        expect(0.001 <= weight <= 1000, "weight of a tenant", "0.001 to 1000", weight)
         limit = self.max_requests
         expect(limit is None or limit >= 1, "max_requests of a tenant", "at least 1", limit)
 
@@ -76,7 +77,13 @@ class ServerConfig:
     def engine_for_tenants(self) -> EngineConfig:
         """``engine``, which is told of the tenants what its scheduler must know."""
         limits = {t.name: t.max_requests for t in self.tenants if t.max_requests is not None}
-        scheduler = replace(self.engine.scheduler, tenant_max_requests=limits)
+        weights = {t.name: t.weight for t in self.tenants}
+        given = self.engine.scheduler
+        scheduler = replace(
+            given,
+            tenant_weights=given.tenant_weights | weights,
+            tenant_max_requests=given.tenant_max_requests | limits,
+        )
         return replace(self.engine, scheduler=scheduler)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sliceserve.codec.base import Codec
+from sliceserve.codec.base import Codec, max_packet_bytes
 from sliceserve.codec.registry import build_codec, known_codecs
 from sliceserve.configs import CodecConfig, EngineConfig, LayerConfig, ModelConfig
 from sliceserve.engine.engine import Engine
@@ -85,6 +85,7 @@ def build_engine(
         BlockManager(segments, block_size, config.cache.prefix_cache),
         info.max_model_len,
         info.eos_token_ids,
+        max_packet_bytes(spec.hidden_size),
     )
     return Engine(info, config.scheduler, scheduler, runner)
 

@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from sliceserve.codec.base import CodecError
+from sliceserve.codec.base import CodecError, max_packet_bytes
 from sliceserve.configs import SamplingParams, SchedulerConfig
 from sliceserve.engine.messages import (
     AppendPackets,
@@ -21,13 +21,11 @@ from sliceserve.engine.messages import (
     SegmentStats,
 )
 from sliceserve.engine.runner import BadRow, Runner
+from sliceserve.engine.turnover import Turnover
 from sliceserve.scheduler.errors import RequestRefused
 from sliceserve.scheduler.plan import SampledToken, StepOutput, StepPlan
 from sliceserve.scheduler.request import Request
 from sliceserve.scheduler.scheduler import Progress, Scheduler
-
-# When a full engine may have room again, in seconds.
-_RETRY_AFTER_S = 1.0
 
 
 class Engine:
@@ -48,7 +46,7 @@ class Engine:
         # The newest token of each request: the one that may be lost with its client's connection.
         self._last_token: dict[str, SampledToken] = {}
         self._unreported_seconds: dict[str, float] = {}
-        self._granted: dict[str, int] = {}
+        self._turnover = Turnover()
         self._num_steps = self._num_tokens = self._num_sampled = 0
         self._busy_seconds = 0.0
 
@@ -58,9 +56,10 @@ class Engine:
 
     def step(self) -> list[RequestOutput] | None:
         """One forward pass over what is ready; None when nothing is, until the next command."""
+        news = [self._credit_news(request) for request in self._scheduler.supply()]
         plan = self._scheduler.schedule()
         if plan is None:
-            return None
+            return news or None
         plan, output, failures = self._run(plan)
         progress = self._scheduler.update(plan, output)
         self._num_steps += 1
@@ -68,7 +67,7 @@ class Engine:
         self._num_sampled += len(output.sampled)
         self._busy_seconds += sum(output.seconds.values())
         reports = [report for p in progress if (report := self._report(p)) is not None]
-        return failures + reports
+        return news + failures + reports
 
     def _run(self, plan: StepPlan) -> tuple[StepPlan, StepOutput, list[RequestOutput]]:
         """Run ``plan`` without the requests that cannot go on, whose ends come third."""
@@ -129,6 +128,7 @@ class Engine:
         return EngineStats(
             num_live=counts.num_live,
             num_running=counts.num_running,
+            num_queued=counts.num_queued,
             num_waiting=counts.num_waiting,
             num_detached=len(self._deadlines),
             num_steps_total=self._num_steps,
@@ -174,7 +174,8 @@ class Engine:
             tenant=command.tenant,
             priority=command.priority,
         )
-        self._scheduler.add(request, command.prefix)
+        self._scheduler.add(request, command.prefix, may_queue=command.may_queue)
+        self._turnover.begin(time.monotonic())
         return [msgspec.structs.replace(self._opened(request), packets=request.packets[:])]
 
     def _attach(self, command: Open, request: Request) -> RequestOutput:
@@ -195,7 +196,7 @@ class Engine:
             num_computed=request.num_computed,
             num_cached=request.num_cached,
             wanted=request.num_known,
-            credit=self._credit(request),
+            credit=request.credit,
         )
 
     def _expect_servable(self, command: Open) -> None:
@@ -223,15 +224,12 @@ class Engine:
 
     def _append_packets(self, command: AppendPackets) -> list[RequestOutput]:
         request = self._live(command.request_id)
-        end = command.start + len(command.packets)
-        credit = self._credit(request)
         if request.entry_layer == 0:
             raise RequestRefused("invalid_request", "a request that began with tokens takes none")
-        if end > credit:
-            raise RequestRefused(
-                "protocol_error", f"positions up to {end} sent, but credit reaches {credit} only"
-            )
         codec = self._runner.codec(request.codec or "")
+        longest = max(map(len, command.packets), default=0)
+        if longest > max_packet_bytes(self.info.hidden_size):
+            raise RequestRefused("invalid_packet", f"no packet of this model has {longest} bytes")
         try:
             for packet in command.packets:
                 codec.check(packet)
@@ -245,8 +243,7 @@ class Engine:
         wanted = self._scheduler.append(request.request_id, start, items)
         if wanted is None:
             return []
-        credit = self._credit(request)
-        return [RequestOutput(request_id=request.request_id, wanted=wanted, credit=credit)]
+        return [RequestOutput(request_id=request.request_id, wanted=wanted, credit=request.credit)]
 
     def _live(self, request_id: str) -> Request:
         request = self._scheduler.get(request_id)
@@ -261,27 +258,32 @@ class Engine:
             finish_reason="error",
             error_code=code,
             error=error,
-            retry_after_s=_RETRY_AFTER_S if code == "overloaded" else None,
+            retry_after_s=self._retry_after_s() if code == "overloaded" else None,
         )
 
+    def _retry_after_s(self) -> float:
+        num_before = self._scheduler.stats.num_queued
+        return self._turnover.seconds_for(num_before + 1, time.monotonic())
+
     def _forget(self, request_id: str) -> None:
-        self._scheduler.cancel(request_id)
-        self._drop_notes(request_id)
+        if request_id in self:
+            self._scheduler.cancel(request_id)
+            self._drop_notes(request_id)
 
     def _drop_notes(self, request_id: str) -> None:
+        """The request has ended."""
+        self._turnover.end(time.monotonic(), is_last=self._scheduler.stats.num_live == 0)
         self._runner.forget(request_id)
         self._deadlines.pop(request_id, None)
         self._last_token.pop(request_id, None)
         self._unreported_seconds.pop(request_id, None)
-        self._granted.pop(request_id, None)
 
-    def _credit(self, request: Request) -> int:
-        """The position up to which the client may send. It never falls, though preemption takes
-        ``num_computed`` back."""
-        credit = request.num_computed + self._config.credit_window
-        credit = max(credit, self._granted.get(request.request_id, 0))
-        self._granted[request.request_id] = credit
-        return credit
+    def _credit_news(self, request: Request) -> RequestOutput:
+        return RequestOutput(
+            request_id=request.request_id,
+            num_computed=request.num_computed,
+            credit=request.credit,
+        )
 
     def _report(self, progress: Progress) -> RequestOutput | None:
         request = progress.request
@@ -295,7 +297,7 @@ class Engine:
             request_id=request_id,
             num_computed=request.num_computed,
             num_cached=request.num_cached,
-            credit=self._credit(request),
+            credit=request.credit,
             start=progress.start,
             tokens=[progress.token] if progress.token is not None else [],
             packets=progress.packets,

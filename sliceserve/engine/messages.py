@@ -24,7 +24,9 @@ class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     tokens after the prompt come by ``AppendTokens``.
 
     ``tenant`` is on whose account the request runs, "" where tenants are not told apart; among
-    waiting requests a lower ``priority`` goes first where the policy looks at it.
+    waiting requests a lower ``priority`` goes first where the policy looks at it. With
+    ``may_queue`` a request for which there is no room now waits for it, with credit 0; without it
+    is refused.
 
     ``prefix`` (tails): digests of the whole blocks of packets that the client could send, as
     ``scheduler.prefix.block_digests`` makes them with the engine's ``block_size``. What is cached
@@ -42,6 +44,7 @@ class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     codec: str | None = None
     tenant: str = ""
     priority: int = 0
+    may_queue: bool = False
     prefix: list[bytes] = []
 
 
@@ -198,13 +201,15 @@ class SegmentStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """Counters since start (``num_*_total``, ``busy_seconds``) and the state now.
+    """Counters since start (``num_*_total``, ``busy_seconds``) and the state now. ``num_queued``
+    are not live yet: they wait to be admitted.
 
     ``num_prefix_queried_tokens_total`` are positions of prompts that were reached for the first
     time, ``num_prefix_hit_tokens_total`` those of them that the prefix cache had.
     """
 
     num_live: int
+    num_queued: int = 0
     num_running: int
     num_waiting: int
     num_detached: int

@@ -121,6 +121,10 @@ class BlockManager:
         """The most positions that a request can hold which enters there and is alone."""
         return self._capacities[self._lowest_segment(entry_layer)]
 
+    def passed(self, entry_layer: int) -> range:
+        """The segments, by number, that a request which enters there passes through."""
+        return range(self._lowest_segment(entry_layer), len(self.segments))
+
     def usage(self) -> list[SegmentUsage]:
         return [
             SegmentUsage(segment, self._num_available(i), self._num_evictable(i))

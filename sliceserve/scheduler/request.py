@@ -29,6 +29,9 @@ class Request:
     ``num_reached`` have been computed or found in the cache at least once, ``num_cached`` of these
     found. ``max_len`` bounds prompt and answer together.
 
+    ``credit`` (tails) is the position up to which the client may send, ``num_packet_bytes`` the
+    size of what it has sent.
+
     ``tenant`` is on whose account it runs; a lower ``priority`` is more urgent. ``rank`` and
     ``num_charged`` (positions below it have been charged to the tenant) are the policy's, ``queue``
     is where the request stands, if anywhere.
@@ -40,6 +43,7 @@ class Request:
         "block_tables",
         "cached_blocks",
         "codec",
+        "credit",
         "digests",
         "entry_layer",
         "inputs",
@@ -48,6 +52,7 @@ class Request:
         "num_cached",
         "num_charged",
         "num_computed",
+        "num_packet_bytes",
         "num_prompt",
         "num_reached",
         "outputs",
@@ -92,6 +97,8 @@ class Request:
         self.num_reached = 0
         self.num_cached = 0
         self.max_len = 0
+        self.credit = 0
+        self.num_packet_bytes = 0
         self.num_charged = 0
         self.rank: Rank = (-1, -1)
         self.queue: Queue | None = None

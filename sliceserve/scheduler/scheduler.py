@@ -7,9 +7,11 @@ from operator import attrgetter
 import msgspec
 
 from sliceserve.configs import SchedulerConfig
+from sliceserve.scheduler.admission import Admission
 from sliceserve.scheduler.blocks import BlockManager, SegmentUsage
 from sliceserve.scheduler.budget import StepBudget
 from sliceserve.scheduler.errors import RequestRefused, SchedulerError
+from sliceserve.scheduler.packets import PacketStore
 from sliceserve.scheduler.plan import (
     FinishReason,
     SampledToken,
@@ -38,9 +40,11 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
     """``num_running`` have pending tokens and hold blocks, ``num_waiting`` have pending tokens and
-    hold none; the other live requests wait for their clients."""
+    hold none; the other live requests wait for their clients. ``num_queued`` are not live yet: they
+    wait to be admitted."""
 
     num_live: int
+    num_queued: int
     num_running: int
     num_waiting: int
     num_preempted_total: int
@@ -73,12 +77,18 @@ class Scheduler:
         blocks: BlockManager,
         max_model_len: int,
         eos_token_ids: Collection[int],
+        packet_bytes: int = 4096,
     ) -> None:
+        """``packet_bytes`` is the most that a packet can have."""
         self.blocks = blocks
         self._config = config
         self._max_model_len = max_model_len
         self._eos_token_ids = frozenset(eos_token_ids)
         self._requests: dict[str, Request] = {}
+        self._admission = Admission(config, blocks)
+        self._packets = PacketStore(config.max_packet_bytes, config.credit_window, packet_bytes)
+        # Admitted since ``supply`` was last called.
+        self._admitted: list[Request] = []
         self._queues = Queues(make_policy(config))
         self._budget: StepBudget | None = None
         if config.target_itl_ms is not None:
@@ -88,18 +98,18 @@ class Scheduler:
         self._num_arrived = 0
         self._num_preempted = 0
         self._num_prefix_queried = self._num_prefix_hit = 0
-        self._held_packet_bytes = 0
 
     @property
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
-            num_live=len(self._requests),
+            num_live=self._admission.num_admitted,
+            num_queued=self._admission.num_waiting,
             num_running=self._queues.num_running + len(self._step.chosen),
             num_waiting=len(self._queues.policy.waiting),
             num_preempted_total=self._num_preempted,
             num_prefix_queried_tokens_total=self._num_prefix_queried,
             num_prefix_hit_tokens_total=self._num_prefix_hit,
-            held_packet_bytes=self._held_packet_bytes,
+            held_packet_bytes=self._packets.num_held,
             segments=self.blocks.usage(),
         )
 
@@ -110,23 +120,56 @@ class Scheduler:
         """The most tokens, prompt and answer together, of a request that enters there."""
         return min(self._max_model_len, self.blocks.capacity(entry_layer))
 
-    def add(self, request: Request, prefix: Sequence[bytes] = ()) -> None:
-        """Raises RequestRefused if the engine is full or could never serve the request.
+    def add(self, request: Request, prefix: Sequence[bytes] = (), may_queue: bool = False) -> None:
+        """Admit the request or, with ``may_queue``, let it wait for that; it has no credit then.
 
-        A head begins with what the prefix cache has of its inputs and their packets, a tail with
-        what it has under the digests ``prefix``: those packets are known then and need not come.
+        One that is admitted begins, if it is a head, with what the prefix cache has of its inputs
+        and their packets; a tail with what it has under the digests ``prefix``: those packets are
+        known then and need not come. Raises RequestRefused if there is no room for the request, or
+        if it could never be served.
         """
         self._expect_servable(request)
         request.max_len = self.max_len(request.entry_layer)
         request.rank = self._queues.policy.rank(request, self._num_arrived)
         self._num_arrived += 1
         self._requests[request.request_id] = request
+        self._admission.wait(request)
+        self._admit()
+        if self._admission.is_waiting(request):
+            self._expect_may_queue(request, may_queue)
+        else:
+            # Its client hears of its credit as the answer to this call.
+            self._admitted.remove(request)
+            self._begin_cached(request, prefix)
+
+    def _begin_cached(self, request: Request, prefix: Sequence[bytes]) -> None:
+        """Let a request that was just admitted begin with what the prefix cache has of it."""
         if request.entry_layer > 0:
-            self.blocks.recall(request, prefix)
-            self._held_packet_bytes += _packet_bytes(request)
-        if request.is_head or request.entry_layer > 0:
-            self._adopt(request, request.num_known - request.samples_at(request.num_known))
+            if self._packets.has_room(len(prefix) * self.blocks.block_size):
+                self.blocks.recall(request, prefix)
+            if not request.inputs:
+                return
+            self._packets.take(request, request.inputs)
+            self._packets.extend(request)
+        elif not request.is_head:
+            return
+        self._queues.discard(request)
+        self._adopt(request, request.num_known - request.samples_at(request.num_known))
         self._queues.push(request)
+
+    def supply(self) -> list[Request]:
+        """Admit whom there is room for by now, and give credit to those that were short of it. The
+        requests whose clients may send more than they were told."""
+        self._admit()
+        admitted, self._admitted = self._admitted, []
+        return admitted + self._packets.supply()
+
+    def _admit(self) -> None:
+        while (request := self._admission.next()) is not None:
+            self._admitted.append(request)
+            if request.entry_layer > 0:
+                self._packets.enter(request)
+            self._queues.push(request)
 
     def append(
         self, request_id: str, start: int, items: Sequence[int] | Sequence[bytes]
@@ -140,7 +183,12 @@ class Scheduler:
         request = self._requests.get(request_id)
         if request is None:
             return None
-        num_known = request.num_known
+        num_known, stop = request.num_known, start + len(items)
+        if request.entry_layer > 0 and stop > request.credit:
+            raise RequestRefused(
+                "protocol_error",
+                f"positions up to {stop} sent, but credit reaches {request.credit} only",
+            )
         if start > num_known:
             return num_known
         fresh = items[num_known - start :]
@@ -148,7 +196,8 @@ class Scheduler:
             return None
         self._expect_knowable(request, num_known + len(fresh))
         request.inputs += fresh
-        self._held_packet_bytes += _packet_bytes(request, num_known)
+        if request.entry_layer > 0:
+            self._packets.take(request, request.inputs[num_known:])
         if request_id not in self._step.chosen:
             self._queues.discard(request)
             self._queues.push(request)
@@ -215,6 +264,8 @@ class Scheduler:
         # Of a head's rows, only those that were coded in this step left a state behind.
         self.blocks.store(request, scheduled.num_emitted)
         if finish_reason is None:
+            if request.entry_layer > 0:
+                self._packets.extend(request)
             self._queues.push(request)
         else:
             self._remove(request)
@@ -314,17 +365,16 @@ class Scheduler:
         self._queues.discard(request)
         self._queues.policy.forget(request)
         self.blocks.release(request)
-        self._held_packet_bytes -= _packet_bytes(request)
+        self._packets.leave(request)
+        self._admission.leave(request)
+        if request in self._admitted:
+            self._admitted.remove(request)
         del self._requests[request.request_id]
 
     def _expect_servable(self, request: Request) -> None:
         if request.request_id in self._requests:
             raise RequestRefused(
                 "invalid_request", f"request {request.request_id} is live; choose another id"
-            )
-        if len(self._requests) >= self._config.max_requests:
-            raise RequestRefused(
-                "overloaded", f"all {self._config.max_requests} places are taken; try again later"
             )
         first, stop = self.blocks.segments[0].first, self.blocks.segments[-1].stop
         if not first <= request.entry_layer < stop:
@@ -357,6 +407,16 @@ class Scheduler:
                 f"the context limit is {self._max_model_len} tokens, the KV cache holds "
                 f"{self.blocks.capacity(request.entry_layer)}",
             )
+
+    def _expect_may_queue(self, request: Request, may_queue: bool) -> None:
+        """Send a request away that was not admitted and must not wait for it."""
+        num_before = self._admission.num_waiting_of(request.tenant) - 1
+        if may_queue and num_before < self._config.max_queued:
+            return
+        obstacle = self._admission.obstacle(request)
+        self._remove(request)
+        queue = f", and {num_before} requests wait already" if num_before else ""
+        raise RequestRefused("overloaded", f"{obstacle}{queue}; try again later")
 
     def _expect_knowable(self, request: Request, num_known: int) -> None:
         if request.is_head:
@@ -403,8 +463,9 @@ class Scheduler:
         num_placed = self._queues.num_running + len(policy.waiting) + len(self._step.chosen)
         if num_placed != sum(r.num_pending > 0 for r in self._requests.values()):
             raise SchedulerError("a request that is gone is still in a queue")
-        if self._held_packet_bytes != sum(map(_packet_bytes, self._requests.values())):
-            raise SchedulerError(f"{self._held_packet_bytes} packet bytes are miscounted")
+        requests = self._requests.values()
+        self._admission.check(requests)
+        self._packets.check([r for r in requests if not self._admission.is_waiting(r)])
         policy.check(self._requests)
         self.blocks.check(self._requests.values())
 
@@ -425,7 +486,3 @@ def _scheduled(request: Request, num_rows: int) -> ScheduledRequest:
         num_emitted=request.num_emitted,
         codec=request.codec,
     )
-
-
-def _packet_bytes(request: Request, start: int = 0) -> int:
-    return 0 if request.entry_layer == 0 else sum(map(len, request.inputs[start:]))

@@ -18,8 +18,6 @@ from sliceserve.engine.messages import (
 from sliceserve.engine.streams import EngineStreams
 from sliceserve.scheduler.plan import Logprob, SampledToken
 
-WINDOW = 64
-
 
 class FakeEngine(EngineStreams):
     """Answers every prompt with ``answer`` (token ids), then the end token ``eos``.
@@ -35,6 +33,7 @@ class FakeEngine(EngineStreams):
         super().__init__()
         self.answer = list(answer)
         self.eos = eos
+        self.window = 64
         self.refusal = None
         self.fail_after = None
         self.pause_after = None
@@ -134,7 +133,7 @@ class FakeEngine(EngineStreams):
         self._opens[name] = command
         hits = itertools.takewhile(self.cached.__contains__, command.prefix)
         known = self._known.setdefault(name, self._info.block_size * len(list(hits)))
-        self.tell(name, opened=True, num_computed=known, wanted=known, credit=known + WINDOW)
+        self.tell(name, opened=True, num_computed=known, wanted=known, credit=known + self.window)
         if command.entry_layer == 0:
             self._tasks[name] = asyncio.create_task(self._generate(command))
 
@@ -170,7 +169,7 @@ class FakeEngine(EngineStreams):
         opening = self._opens[name]
         known = self._known[name]
         if command.start > known:
-            self.tell(name, wanted=known, credit=known + WINDOW)
+            self.tell(name, wanted=known, credit=known + self.window)
             return
         known = max(known, command.start + len(command.packets))
         if known == self._known[name]:
@@ -178,14 +177,15 @@ class FakeEngine(EngineStreams):
         self._known[name] = known
         num_sampled = known - opening.num_prompt
         if num_sampled < 0:
-            self.tell(name, num_computed=known, credit=known + WINDOW, seconds=0.001)
+            self.tell(name, num_computed=known, credit=known + self.window, seconds=0.001)
             return
         token = [*self.answer, self.eos][num_sampled]
         is_last = num_sampled + 1 == opening.sampling.max_tokens
         self.tell(
             name,
             num_computed=known,
-            credit=known + WINDOW,
+            # It is raised now and then, as an engine does.
+            credit=known // 16 * 16 + self.window,
             start=known,
             tokens=[_sampled(token, opening.sampling)],
             seconds=0.002,

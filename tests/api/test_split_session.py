@@ -47,21 +47,32 @@ async def test_logprobs_travel(serve, fake):
         assert [top.logprob for top in token.top] == [-0.5, -1.5]
 
 
-async def test_credit_comes_with_prefill_and_rarely_after(serve, fake):
-    async with connect(await serve(fake("x" * 60))) as peer:
+async def test_credit_is_told_when_it_rises(serve, fake):
+    engine = fake("x")
+    async with connect(await serve(engine)) as peer:
         await peer.open(num_prompt=5)
-        await peer.receive(Opened)
-        await peer.data(0, 2)
+        assert (await peer.receive(Opened)).credit == 64
+        name = engine.sent(Open)[0].request_id
+        engine.tell(name, num_computed=2, credit=64)
+        engine.tell(name, num_computed=4, credit=66)
         assert (await peer.receive(Credit)).credit == 66
-        await peer.data(2, 3)
-        messages = [await peer.receive(Token)]
-        for position in range(5, 40):
-            await peer.data(position, 1)
-            while not (isinstance(messages[-1], Token) and messages[-1].position > position):
-                messages.append(await peer.receive())
-        credits = [m.credit for m in messages if isinstance(m, Credit)]
-        # A quarter of 64 at a time.
-        assert credits == [82, 98]
+        engine.tell(name, num_computed=5, credit=66, start=5, tokens=[SampledToken(7)])
+        assert (await peer.receive(Token)).position == 5
+        engine.tell(name, num_computed=6, credit=70, start=6, tokens=[SampledToken(7)])
+        assert (await peer.receive(Token)).position == 6
+        assert (await peer.receive(Credit)).credit == 70
+
+
+async def test_a_request_that_waits_is_opened_with_no_credit(serve, fake):
+    engine = fake("x")
+    engine.window = 0
+    async with connect(await serve(engine)) as peer:
+        await peer.open(num_prompt=5)
+        assert (await peer.receive(Opened)).credit == 0
+        (opening,) = engine.sent(Open)
+        assert opening.may_queue
+        engine.tell(opening.request_id, credit=21)
+        assert (await peer.receive(Credit)).credit == 21
 
 
 async def test_repeated_and_overlapping_frames_change_nothing(serve, fake):

@@ -360,6 +360,12 @@ class ScriptedServer:
         credit = wire.Credit(request_id=held.open.request_id, credit=held.granted)
         await link.send(encode(credit))
 
+    async def grant_all(self) -> None:
+        """Tell every live request the credit of the present window."""
+        for requests in self.sessions.values():
+            for held in requests.values():
+                await self._grant(self.links[-1], held)
+
 
 class Pair:
     """A session between a scripted head and a scripted server."""

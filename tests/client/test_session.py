@@ -86,13 +86,46 @@ async def test_the_answer_ends_at_the_context_limit(pair):
 
 
 async def test_a_refused_request_raises_what_the_server_said(pair, server):
-    server.refuse_open = wire.Error(code="overloaded", message="no room", retry_after_s=2.5)
+    server.refuse_open = wire.Error(code="overloaded", message="no room", retry_after_s=1e6)
     with pytest.raises(GenerationError, match="no room") as refused:
         await pair.generate(PROMPT, TEN)
-    assert (refused.value.code, refused.value.retry_after_s) == ("overloaded", 2.5)
+    assert (refused.value.code, refused.value.retry_after_s) == ("overloaded", 1e6)
     assert isinstance(refused.value, SplitError)
     server.refuse_open = None
     assert await pair.generate(PROMPT, TEN) == answer(PROMPT, TEN)
+
+
+async def test_a_request_that_a_full_server_refuses_is_tried_again(pair, server):
+    server.refuse_open = wire.Error(code="overloaded", message="no room", retry_after_s=0.01)
+    running = asyncio.ensure_future(pair.generate(PROMPT, TEN))
+    while len(server.sent(wire.Open)) < 3:
+        await asyncio.sleep(0.005)
+    server.refuse_open = None
+    assert await running == answer(PROMPT, TEN)
+
+
+async def test_a_request_is_tried_again_until_patience_ends(server):
+    server.refuse_open = wire.Error(code="overloaded", message="no room", retry_after_s=0.02)
+    pair = Pair(server, timeout_s=0.1)
+    await pair.session.start()
+    with pytest.raises(RequestFailed, match="no room"):
+        await pair.generate(PROMPT, TEN)
+    await pair.session.close()
+
+
+async def test_a_request_without_credit_waits_longer_than_for_an_answer(server):
+    server.window = 0
+    pair = Pair(server, timeout_s=0.05)
+    await pair.session.start()
+    running = asyncio.ensure_future(pair.generate(PROMPT, TEN))
+    await asyncio.sleep(0.2)
+    assert not running.done()
+    assert not server.sent(DataFrame)
+    server.window = 6
+    await server.grant_all()
+    assert await running == answer(PROMPT, TEN)
+    assert not server.violations
+    await pair.session.close()
 
 
 @pytest.mark.parametrize(

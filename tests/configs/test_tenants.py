@@ -32,7 +32,9 @@ def test_every_key_stands_for_one_tenant(tmp_path):
     )
     expected = {"k-door": "default", "k-a1": "a", "k-a2": "a", "k-b": "b"}
     assert config.tenant_of_key == expected
-    assert config.engine_for_tenants.scheduler.tenant_max_requests == {"a": 5}
+    scheduler = config.engine_for_tenants.scheduler
+    assert scheduler.tenant_max_requests == {"a": 5}
+    assert scheduler.tenant_weights == {"a": 3.0, "b": 1.0}
 
 
 def test_tenants_come_by_the_environment_too():
@@ -53,7 +55,7 @@ def test_without_keys_there_are_none():
         ("[{name: a", "tenants must be a list"),
         ("[{name: a, wieght: 2}]", "tenants[0]: there is no setting wieght; did you mean weight?"),
         ("[{name: a, weight: much}]", "tenants[0]: weight must be a number, got 'much'"),
-        ("[{name: a, api_keys: [k], weight: 0}]", "weight of a tenant must be above 0, got 0.0"),
+        ("[{name: a, api_keys: [k], weight: 0}]", "weight of a tenant must be 0.001 to 1000"),
         ("[{name: '', api_keys: [k]}]", "name of a tenant must be a text"),
         (
             "[{name: a, api_keys: [k], max_requests: 0}]",

@@ -96,13 +96,14 @@ class Harness:
         block_size: int = 4,
         max_model_len: int = 200,
         prefix_cache: bool = False,
+        packet_bytes: int = 64,
         **limits: Any,
     ) -> None:
         firsts = (0, *STOPS[:-1])
         segments = [Segment(*edges) for edges in zip(firsts, STOPS, num_blocks, strict=True)]
         self.blocks = BlockManager(segments, block_size, prefix_cache)
         config = SchedulerConfig(**limits)
-        self.scheduler = Scheduler(config, self.blocks, max_model_len, {EOS})
+        self.scheduler = Scheduler(config, self.blocks, max_model_len, {EOS}, packet_bytes)
         self.policy = self.scheduler._queues.policy
         self.model = FakeModel()
         self.kv = FakeKV(self)
@@ -120,6 +121,7 @@ class Harness:
         priority: int = 0,
         codec: str | None = None,
         prefix: Sequence[bytes] = (),
+        may_queue: bool = False,
         **sampling: object,
     ) -> Request:
         tokens = [self.model.token(request_id, p) for p in range(num_prompt + num_outputs)]
@@ -135,7 +137,7 @@ class Harness:
             tenant=tenant,
             priority=priority,
         )
-        self.scheduler.add(request, prefix)
+        self.scheduler.add(request, prefix, may_queue)
         (self.heads.add if is_head else self.heads.discard)(request_id)
         return request
 

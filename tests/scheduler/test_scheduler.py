@@ -262,7 +262,7 @@ def test_full_engine_and_known_id_are_refused() -> None:
     with pytest.raises(RequestRefused, match="a is live"):
         harness.open("a", 4)
     harness.open("b", 4)
-    with pytest.raises(RequestRefused, match="2 places") as refused:
+    with pytest.raises(RequestRefused, match="all 2 places are taken") as refused:
         harness.open("c", 4)
     assert refused.value.code == "overloaded"
 

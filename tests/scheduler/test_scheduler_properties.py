@@ -98,14 +98,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         is_head = is_head and entry_layer == 0
         num_tokens = num_prompt + num_outputs
         max_len = self.max_len(entry_layer)
-        if request_id in self.clients:
-            expected = "invalid_request"
-        elif len(self.clients) >= self.limits["max_requests"]:
-            expected = "overloaded"
-        elif not is_head and num_outputs >= max_tokens:
+        if request_id in self.clients or (not is_head and num_outputs >= max_tokens):
             expected = "invalid_request"
         elif num_tokens > max_len - (not is_head):
             expected = "context_length_exceeded"
+        elif len(self.clients) >= self.limits["max_requests"]:
+            expected = "overloaded"
         else:
             expected = None
         options = {
