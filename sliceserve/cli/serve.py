@@ -8,7 +8,7 @@ import typer
 from sliceserve.cli import options
 from sliceserve.cli.console import stderr
 from sliceserve.configs import ServerConfig
-from sliceserve.configs.engine import PolicyName
+from sliceserve.configs.engine import AdmissionMode, PolicyName
 from sliceserve.configs.loading import dump_config
 
 if TYPE_CHECKING:
@@ -76,8 +76,30 @@ def serve(
     max_requests: Annotated[
         int | None,
         typer.Option(
-            help="Most requests that live at once; one more is refused.",
+            help="Most requests that live at once; others wait or are refused.",
             show_default=str(_SCHEDULER.max_requests),
+        ),
+    ] = None,
+    admission: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{' or '.join(get_args(AdmissionMode))}: compute requests again when KV blocks "
+            "run out, or admit those alone whose longest course fits.",
+            show_default=_SCHEDULER.admission,
+        ),
+    ] = None,
+    max_queued: Annotated[
+        int | None,
+        typer.Option(
+            help="Most split requests of a tenant that wait to be admitted.",
+            show_default=str(_SCHEDULER.max_queued),
+        ),
+    ] = None,
+    max_packet_bytes: Annotated[
+        int | None,
+        typer.Option(
+            help="Most bytes of packets that are kept for replay.",
+            show_default=f"{_SCHEDULER.max_packet_bytes >> 30} GiB",
         ),
     ] = None,
     policy: Annotated[
@@ -138,6 +160,9 @@ def serve(
         prefix_cache=prefix_cache,
         max_tokens_per_step=max_tokens_per_step,
         max_requests=max_requests,
+        admission=admission,
+        max_queued=max_queued,
+        max_packet_bytes=max_packet_bytes,
         policy=policy,
         target_itl_ms=target_itl_ms,
         api_key=api_key,

@@ -70,8 +70,9 @@ def test_wrong_usage_is_exit_code_2(run, args):
 def test_flags_become_settings(run):
     result = run(
         *("serve", "--print-config", "--model", "some/model", "--port", "0", "--cuts", "4, 9"),
-        *("--dtype", "bfloat16", "--device", "cpu", "--max-model-len", "512", "--api-key", "a"),
-        *("--api-key", "b", "--kv-cache-tokens", "1024", "--first-layer", "2"),
+        *("--dtype", "bfloat16", "--device", "cpu", "--max-model-len", "512"),
+        *("--kv-cache-tokens", "1024", "--first-layer", "2", "--admission", "worst-case"),
+        *("--max-queued", "3", "--max-packet-bytes", "1000"),
         *("--block-size", "32", "--max-tokens-per-step", "64", "--max-requests", "8"),
         *("--served-model-name", "name", "--drain-timeout", "1.5", "--host", "::1"),
     )
@@ -86,8 +87,20 @@ def test_flags_become_settings(run):
     assert (engine.layers.first, engine.layers.cuts) == (2, (4, 9))
     assert (engine.cache.num_tokens, engine.cache.block_size) == (1024, 32)
     assert (engine.scheduler.max_tokens_per_step, engine.scheduler.max_requests) == (64, 8)
-    assert (config.host, config.port, config.api_keys) == ("::1", 0, ("a", "b"))
+    assert (engine.scheduler.admission, engine.scheduler.max_queued) == ("worst-case", 3)
+    assert engine.scheduler.max_packet_bytes == 1000
+    assert (config.host, config.port) == ("::1", 0)
     assert (config.served_model_name, config.drain_timeout_s) == ("name", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("serve", "--api-key"), ("chat", "--api-key"), ("gateway", "--api-key")],
+)
+def test_keys_are_not_printed(run, command, flag):
+    printed = run(command, "--print-config", flag, "sesame").stdout
+    assert "<hidden>" in printed
+    assert "sesame" not in printed
 
 
 def test_no_flags_are_the_defaults(run):
