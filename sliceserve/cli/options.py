@@ -160,6 +160,7 @@ _SERVER_KEYS = {
     "max_model_len": "engine.model.max_model_len",
     "first_layer": "engine.layers.first",
     "profiles": "engine.profiles",
+    "tensor_parallel": "engine.tensor_parallel",
     "cuts": "engine.layers.cuts",
     "kv_cache_tokens": "engine.cache.num_tokens",
     "block_size": "engine.cache.block_size",

@@ -44,6 +44,14 @@ def serve(
             show_default=options.SERVER.engine.profiles,
         ),
     ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Divide every layer between so many GPUs, or processes on a CPU; it must divide "
+            "the model's heads.",
+            show_default=str(options.SERVER.engine.tensor_parallel),
+        ),
+    ] = None,
     max_model_len: options.MaxModelLen = None,
     kv_cache_tokens: Annotated[
         int | None,
@@ -154,6 +162,7 @@ def serve(
         cuts=cuts,
         first_layer=first_layer,
         profiles=profiles,
+        tensor_parallel=tensor_parallel,
         max_model_len=max_model_len,
         kv_cache_tokens=kv_cache_tokens,
         block_size=block_size,

@@ -79,7 +79,8 @@ class EngineConfig:
     """One engine over a range of layers: a head, a tail or a whole model.
 
     ``profiles`` "auto" offers the calibrated codec at every cut; the first start of a model makes
-    its profiles, which takes minutes. "off" offers the codecs that need none.
+    its profiles, which takes minutes. "off" offers the codecs that need none. ``tensor_parallel``
+    is how many ranks every layer is divided between: a GPU each, or a process each on CPUs.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -87,6 +88,9 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     profiles: ProfilesMode = "auto"
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         expect_one_of("profiles", get_args(ProfilesMode), self.profiles)
+        ranks = self.tensor_parallel
+        expect(ranks >= 1, "tensor_parallel", "at least 1 rank", ranks)

@@ -5,15 +5,29 @@ prefix of the batch. A *stage* is a run of layers between which neither that pre
 changes; the forward pass is a loop over stages.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from sliceserve.kernels.paged_attention import AttentionBatch
 from sliceserve.scheduler.blocks import Segment
-from sliceserve.scheduler.plan import StepPlan
+
+
+class Rows(Protocol):
+    """What the layers must know of a ``ScheduledRequest``, whose fields these are."""
+
+    @property
+    def entry_layer(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def block_tables(self) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +46,20 @@ class Batch:
 
     def __init__(
         self,
-        plan: StepPlan,
+        requests: Sequence[Rows],
         segments: list[Segment],
         block_size: int,
         device: torch.device,
     ) -> None:
-        self._plan = plan
+        self._requests = requests
         self._segments = segments
         self._block_size = block_size
         self._device = device
-        self._lengths = np.array([r.num_tokens for r in plan.requests], dtype=np.int32)
-        self._row_starts = np.zeros(len(plan.requests) + 1, dtype=np.int32)  # (B + 1,)
+        self._lengths = np.array([r.num_tokens for r in requests], dtype=np.int32)
+        self._row_starts = np.zeros(len(requests) + 1, dtype=np.int32)  # (B + 1,)
         np.cumsum(self._lengths, out=self._row_starts[1:])
-        starts = np.array([r.start for r in plan.requests], dtype=np.int64)
-        self._row_request = np.repeat(np.arange(len(plan.requests)), self._lengths)  # (T,)
+        starts = np.array([r.start for r in requests], dtype=np.int64)
+        self._row_request = np.repeat(np.arange(len(requests)), self._lengths)  # (T,)
         offsets = np.arange(self.num_rows) - self._row_starts[self._row_request]
         self._positions = starts[self._row_request] + offsets  # (T,)
         self._context_lens = (starts + self._lengths).astype(np.int32)  # (B,)
@@ -71,7 +85,7 @@ class Batch:
 
     def stages(self) -> list[Stage]:
         """The pass from the lowest entry layer to the top."""
-        entries = [r.entry_layer for r in self._plan.requests]
+        entries = [r.entry_layer for r in self._requests]
         starts = sorted({*entries, *(s.first for s in self._segments)})
         stages = []
         for i, segment in enumerate(self._segments):
@@ -92,7 +106,7 @@ class Batch:
         used = -(-self._context_lens[:num_requests] // self._block_size)
         tables = np.zeros((num_requests, int(used.max())), dtype=np.int32)
         for row, (request, n) in enumerate(
-            zip(self._plan.requests[:num_requests], used.tolist(), strict=True)
+            zip(self._requests[:num_requests], used.tolist(), strict=True)
         ):
             tables[row, :n] = request.block_tables[i][:n]
         num_rows = self._row_starts[num_requests]

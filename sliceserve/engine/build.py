@@ -1,5 +1,6 @@
 """From settings to a loaded engine."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,15 +9,17 @@ from sliceserve.codec.base import Codec, max_packet_bytes
 from sliceserve.codec.registry import build_codec, known_codecs
 from sliceserve.configs import CodecConfig, EngineConfig, LayerConfig, ModelConfig
 from sliceserve.engine.engine import Engine
-from sliceserve.engine.kv_cache import KVCache, num_blocks_that_fit, plan_segments
-from sliceserve.engine.messages import EngineInfo, packet_codec
+from sliceserve.engine.layers import Layers
+from sliceserve.engine.messages import EngineInfo, ProfileInfo, packet_codec
+from sliceserve.engine.parallel import Leader
 from sliceserve.engine.profiles import Tell, encoder_for_profile, offered_profiles
 from sliceserve.engine.runner import Runner
 from sliceserve.models.decoder import Decoder
 from sliceserve.models.errors import ModelError
 from sliceserve.models.resolve import fingerprint, resolve_model
+from sliceserve.models.shard import Shard, expect_divisible
 from sliceserve.models.spec import ModelSpec
-from sliceserve.scheduler.blocks import BlockManager, Segment
+from sliceserve.scheduler.blocks import BlockManager
 from sliceserve.scheduler.scheduler import Scheduler
 
 
@@ -33,61 +36,97 @@ def build_engine(
     """
     path = resolve_model(config.model.model, config.model.trust_remote_code)
     spec = ModelSpec.load(path)
-    device, dtype = pick_device(config.model), pick_dtype(config.model)
-    stop = spec.num_layers if config.layers.stop is None else config.layers.stop
-    first = config.layers.first
-    if not 0 <= first < stop <= spec.num_layers:
-        raise ModelError(
-            f"layers {first} to {stop} cannot be cut from {config.model.model}, which has "
-            f"{spec.num_layers}; expected 0 ≤ first < stop ≤ {spec.num_layers}"
-        )
-    is_head = stop < spec.num_layers
-    cuts = [] if is_head else offered_cuts(config.layers, spec.num_layers)
+    chosen = _choose(config, path, spec)
+    cuts = list(chosen.layers.cuts or ())
     # Before the layers, which take the memory that making profiles needs.
     offered = offered_profiles(path, cuts, tell) if cuts and config.profiles == "auto" else []
-    decoder = Decoder.load(path, spec, first, stop, dtype, device)
-    num_blocks = num_blocks_that_fit(config.cache, spec, stop - first, dtype, device)
-    segments = [Segment(a, b, num_blocks) for a, b in plan_segments(first, stop, cuts)]
-    block_size = config.cache.block_size
-    info = EngineInfo(
-        model=config.model.model,
-        model_path=str(path),
-        fingerprint=fingerprint(path),
-        dtype=str(dtype).removeprefix("torch."),
-        device=device.type,
-        num_layers=spec.num_layers,
-        hidden_size=spec.hidden_size,
-        vocab_size=spec.vocab_size,
-        max_model_len=_max_model_len(config, spec, num_blocks),
-        first_layer=first,
-        stop_layer=stop,
-        cuts=cuts,
-        thin=first == 0 and not is_head,
-        codecs=[*dict.fromkeys(offer.info.codec for offer in offered), *known_codecs()],
-        profiles=[offer.info for offer in offered],
-        eos_token_ids=list(spec.eos_token_ids),
-        block_size=block_size if config.cache.prefix_cache else 0,
-    )
-    runner = Runner(
-        decoder,
-        KVCache(segments, block_size, spec, dtype, device),
-        segments,
-        block_size,
-        max_rows=config.scheduler.max_tokens_per_step,
-        encoder=_encoder(codec or CodecConfig(), path, spec, stop, profile) if is_head else None,
-        codecs={
-            packet_codec(offer.info.codec, offer.info.digest): offer.codec for offer in offered
-        },
-    )
-    runner.warm_up()
+    leader = Leader(chosen) if config.tensor_parallel > 1 else None
+    try:
+        layers = Layers.load(chosen, leader or Shard())
+        is_head = layers.decoder.stop < spec.num_layers
+        info = _info(config, path, layers, cuts, [offer.info for offer in offered])
+        runner = Runner(
+            layers,
+            max_rows=config.scheduler.max_tokens_per_step,
+            encoder=_encoder(codec, path, layers.decoder, profile) if is_head else None,
+            codecs={
+                packet_codec(offer.info.codec, offer.info.digest): offer.codec for offer in offered
+            },
+            leader=leader,
+        )
+        runner.warm_up()
+    except BaseException:
+        if leader is not None:
+            leader.close()
+        raise
     scheduler = Scheduler(
         config.scheduler,
-        BlockManager(segments, block_size, config.cache.prefix_cache),
+        BlockManager(layers.segments, config.cache.block_size, config.cache.prefix_cache),
         info.max_model_len,
         info.eos_token_ids,
         max_packet_bytes(spec.hidden_size),
     )
     return Engine(info, config.scheduler, scheduler, runner)
+
+
+def _choose(config: EngineConfig, path: Path, spec: ModelSpec) -> EngineConfig:
+    """``config`` with what it leaves open chosen, as ``Layers.load`` wants it. Raises ModelError
+    for what this model or machine cannot do."""
+    first, stop = config.layers.first, config.layers.stop
+    stop = spec.num_layers if stop is None else stop
+    if not 0 <= first < stop <= spec.num_layers:
+        raise ModelError(
+            f"layers {first} to {stop} cannot be cut from {config.model.model}, which has "
+            f"{spec.num_layers}; expected 0 ≤ first < stop ≤ {spec.num_layers}"
+        )
+    cuts = [] if stop < spec.num_layers else offered_cuts(config.layers, spec.num_layers)
+    device, dtype = pick_device(config.model), pick_dtype(config.model)
+    expect_divisible(spec, config.tensor_parallel)
+    if device.type == "cuda" and torch.cuda.device_count() < config.tensor_parallel:
+        raise ModelError(
+            f"tensor_parallel {config.tensor_parallel} needs a GPU for each rank, but torch sees "
+            f"{torch.cuda.device_count()}; take fewer ranks, or device cpu"
+        )
+    return replace(
+        config,
+        model=replace(
+            config.model,
+            model=str(path),
+            dtype=str(dtype).removeprefix("torch."),
+            device=device.type,
+        ),
+        layers=LayerConfig(first=first, stop=stop, cuts=tuple(cuts)),
+    )
+
+
+def _info(
+    config: EngineConfig,
+    path: Path,
+    layers: Layers,
+    cuts: list[int],
+    profiles: list[ProfileInfo],
+) -> EngineInfo:
+    decoder, spec = layers.decoder, layers.decoder.spec
+    is_head = decoder.stop < spec.num_layers
+    return EngineInfo(
+        model=config.model.model,
+        model_path=str(path),
+        fingerprint=fingerprint(path),
+        dtype=str(layers.cache.dtype).removeprefix("torch."),
+        device=layers.cache.device.type,
+        num_layers=spec.num_layers,
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        max_model_len=_max_model_len(config, spec, layers.segments[0].num_blocks),
+        first_layer=decoder.first,
+        stop_layer=decoder.stop,
+        cuts=cuts,
+        thin=decoder.first == 0 and not is_head,
+        codecs=[*dict.fromkeys(profile.codec for profile in profiles), *known_codecs()],
+        profiles=profiles,
+        eos_token_ids=list(spec.eos_token_ids),
+        block_size=config.cache.block_size if config.cache.prefix_cache else 0,
+    )
 
 
 def offered_cuts(layers: LayerConfig, num_layers: int) -> list[int]:
@@ -107,11 +146,12 @@ def offered_cuts(layers: LayerConfig, num_layers: int) -> list[int]:
 
 
 def _encoder(
-    config: CodecConfig, path: Path, spec: ModelSpec, cut: int, profile: str | None
+    config: CodecConfig | None, path: Path, decoder: Decoder, profile: str | None
 ) -> Codec:
+    config = config or CodecConfig()
     if config.name == "calibrated":
-        return encoder_for_profile(path, cut, profile, config)
-    return build_codec(config, spec.hidden_size)
+        return encoder_for_profile(path, decoder.stop, profile, config)
+    return build_codec(config, decoder.spec.hidden_size)
 
 
 def pick_device(model: ModelConfig) -> torch.device:

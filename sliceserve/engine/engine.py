@@ -55,7 +55,10 @@ class Engine:
         return self.info.stop_layer < self.info.num_layers
 
     def step(self) -> list[RequestOutput] | None:
-        """One forward pass over what is ready; None when nothing is, until the next command."""
+        """One forward pass over what is ready; None when nothing is, until the next command.
+
+        Raises RanksLost when another rank of this engine has ended, and the engine has too."""
+        self._runner.expect_alive()
         news = [self._credit_news(request) for request in self._scheduler.supply()]
         plan = self._scheduler.schedule()
         if plan is None:
@@ -150,6 +153,10 @@ class Engine:
                 for usage in counts.segments
             ],
         )
+
+    def close(self) -> None:
+        """Give back what lies outside this process."""
+        self._runner.close()
 
     def check(self) -> None:
         """Raise SchedulerError unless every block, request and state is accounted for."""

@@ -50,7 +50,9 @@ class InProcessEngine(EngineStreams):
 
     def _run(self) -> None:
         try:
-            run_loop(build_engine(self._config, self._codec, self._profile), self._mailbox)
+            engine = build_engine(self._config, self._codec, self._profile)
+            with contextlib.closing(engine):
+                run_loop(engine, self._mailbox)
         except Exception as error:
             # The last line of defence: whatever ended the engine, its callers must hear of it.
             logger.debug("the engine ended", exc_info=True)

@@ -17,16 +17,23 @@ def plan_segments(first: int, stop: int, cuts: list[int]) -> list[tuple[int, int
 
 
 def num_blocks_that_fit(
-    config: CacheConfig, spec: ModelSpec, num_layers: int, dtype: torch.dtype, device: torch.device
+    config: CacheConfig,
+    spec: ModelSpec,
+    num_layers: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_sharing: int = 1,
 ) -> int:
-    """Blocks of each segment's pool: as many as the configuration names or the memory allows, and
-    at most enough for 64 sequences of full length. Raises ValueError when not one block fits."""
+    """Blocks of each segment's pool: as many as the configuration names or the memory, which
+    ``num_sharing`` caches share, allows, and at most enough for 64 sequences of full length.
+    Raises ValueError when not one block fits."""
     if config.num_tokens is not None:
         return max(1, config.num_tokens // config.block_size)
     bytes_per_block = (
         2 * num_layers * config.block_size * spec.num_kv_heads * spec.head_dim * dtype.itemsize
     )
-    num_blocks = int(_free_memory(device) * config.memory_fraction) // bytes_per_block
+    num_bytes = int(_free_memory(device) * config.memory_fraction) // num_sharing
+    num_blocks = num_bytes // bytes_per_block
     if num_blocks == 0:
         raise ValueError(
             f"no memory for a KV cache: one block of {config.block_size} tokens takes "

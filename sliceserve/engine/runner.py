@@ -11,11 +11,10 @@ from sliceserve.codec.base import Codec, CodecError
 from sliceserve.codec.registry import codec_for_wire, known_codecs, warm_up
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.batch import Batch
-from sliceserve.engine.kv_cache import KVCache
+from sliceserve.engine.layers import Layers
+from sliceserve.engine.parallel import Leader
 from sliceserve.engine.sampler import sample
 from sliceserve.engine.states import DecodedStates
-from sliceserve.models.decoder import Decoder
-from sliceserve.scheduler.blocks import Segment
 from sliceserve.scheduler.plan import ScheduledRequest, StepOutput, StepPlan
 
 
@@ -33,7 +32,8 @@ class Runner:
 
     ``encoder`` makes a head of it: rows leave as packets. Without one, rows that end a request's
     known tokens are sampled. ``codecs`` are the decoders of packets that need more than a wire id,
-    by the names that requests know them under.
+    by the names that requests know them under. ``leader`` leads the other ranks, where the layers
+    are divided between several.
 
     Where a codec predicts, the last decoded state of each request is kept until ``forget``, and
     the one at the end of each full block until the block is written again. Not thread-safe: the
@@ -42,24 +42,19 @@ class Runner:
 
     def __init__(
         self,
-        decoder: Decoder,
-        cache: KVCache,
-        segments: list[Segment],
-        block_size: int,
+        layers: Layers,
         max_rows: int,
         encoder: Codec | None = None,
         codecs: Mapping[str, Codec] | None = None,
+        leader: Leader | None = None,
     ) -> None:
-        self._decoder = decoder
-        self._cache = cache
-        self._segments = segments
-        self._block_size = block_size
+        self._layers = layers
+        self._decoder = layers.decoder
+        self._leader = leader
         self._encoder = encoder
-        self._hidden = torch.zeros(
-            (max_rows, decoder.spec.hidden_size), dtype=cache.dtype, device=cache.device
-        )
+        self._hidden = layers.new_hidden(max_rows)
         self._codecs = dict(codecs or {})
-        self._states = DecodedStates(block_size)
+        self._states = DecodedStates(layers.block_size)
 
     def codec(self, name: str) -> Codec:
         """The decoder of packets under ``name``; raises CodecError for an unknown one."""
@@ -75,6 +70,16 @@ class Runner:
         """Raise SchedulerError if anything is kept of requests that are not ``live``."""
         self._states.check(live)
 
+    def expect_alive(self) -> None:
+        """Raise RanksLost if another rank has ended."""
+        if self._leader is not None:
+            self._leader.expect_alive()
+
+    def close(self) -> None:
+        """End the other ranks."""
+        if self._leader is not None:
+            self._leader.close()
+
     def warm_up(self) -> None:
         """Compile what a row and a sampled token need, before anybody waits for it.
 
@@ -82,8 +87,8 @@ class Runner:
         """
         plain = [self.codec(wire_id) for wire_id in known_codecs()]
         for codec in self._codecs.values() if self._encoder is None else [self._encoder]:
-            warm_up(codec, self._cache.device)
-        entry = self._segments[0].first
+            warm_up(codec, self._hidden.device)
+        entry = self._decoder.first
         hidden = torch.zeros_like(self._hidden[:1])
         sampling = SamplingParams(temperature=1.0, top_k=2, seed=0, logprobs=1)
         request = ScheduledRequest(
@@ -91,7 +96,7 @@ class Runner:
             entry_layer=entry,
             start=0,
             inputs=[0] if entry == 0 else plain[0].encode(hidden),
-            block_tables=[[0] for _ in self._segments],
+            block_tables=[[0] for _ in self._layers.segments],
             sampling=sampling if self._encoder is None else None,
             codec=plain[0].wire_id,
         )
@@ -102,25 +107,21 @@ class Runner:
     def run(self, plan: StepPlan) -> StepOutput:
         """Raises BadRow for a request that cannot go on."""
         started = time.perf_counter()
-        batch = Batch(plan, self._segments, self._block_size, self._cache.device)
+        batch = self._layers.batch(plan.requests)
         hidden = self._hidden[: batch.num_rows]  # (T, hidden)
         self._states.begin_step()
         self._fill(hidden, plan.requests, batch)
-        for stage in batch.stages():
-            self._decoder.forward(
-                hidden[: stage.num_rows],
-                stage.first,
-                stage.stop,
-                batch.positions[: stage.num_rows],
-                stage.slots,
-                self._cache,
-                stage.attention,
-            )
+        sampling = [i for i, r in enumerate(plan.requests) if r.sampling is not None]
+        logit_rows = [batch.last_rows[i] for i in sampling]
+        if self._leader is not None:
+            self._leader.share(plan.requests, logit_rows, hidden)
+        self._layers.forward(hidden, batch)
         output = StepOutput()
         if self._encoder is not None:
             self._encode(hidden, plan.requests, batch, self._encoder, output)
-        else:
-            self._sample(hidden, plan.requests, batch, output)
+        elif sampling:
+            self._sample(hidden[logit_rows], [plan.requests[i] for i in sampling], output)
+        self.expect_alive()
         self._states.end_step()
         self._share_time(plan, time.perf_counter() - started, output)
         return output
@@ -186,25 +187,18 @@ class Runner:
             output.packets[request.request_id] = list(islice(packets, count))
 
     def _sample(
-        self,
-        hidden: torch.Tensor,
-        requests: Sequence[ScheduledRequest],
-        batch: Batch,
-        output: StepOutput,
+        self, hidden: torch.Tensor, requests: Sequence[ScheduledRequest], output: StepOutput
     ) -> None:
-        sampling = [i for i, r in enumerate(requests) if r.sampling is not None]
-        if not sampling:
-            return
-        rows = [batch.last_rows[i] for i in sampling]
-        logits = self._decoder.logits(hidden[rows])  # (num_sampling, vocab)
-        params = [p for i in sampling if (p := requests[i].sampling) is not None]
-        positions = [requests[i].start + requests[i].num_tokens for i in sampling]
-        for i, token in zip(sampling, sample(logits, params, positions), strict=True):
-            output.sampled[requests[i].request_id] = token
+        """The tokens after ``hidden`` (B, hidden), the last row of each of ``requests``."""
+        logits = self._decoder.logits(hidden)  # (B, vocab)
+        params = [p for r in requests if (p := r.sampling) is not None]
+        positions = [r.start + r.num_tokens for r in requests]
+        for request, token in zip(requests, sample(logits, params, positions), strict=True):
+            output.sampled[request.request_id] = token
 
     def _share_time(self, plan: StepPlan, seconds: float, output: StepOutput) -> None:
         """Each request's share is its part of the layers times rows that were computed."""
-        top = self._segments[-1].stop
+        top = self._decoder.stop
         work = [r.num_tokens * (top - r.entry_layer) for r in plan.requests]
         total = sum(work)
         for request, part in zip(plan.requests, work, strict=True):

@@ -11,6 +11,8 @@ from sliceserve.kernels.linear import PackedLinear
 from sliceserve.models.errors import ModelError
 from sliceserve.models.files import read_json
 
+ALL = slice(None)
+
 
 def find_tensors(path: Path) -> dict[str, Path]:
     """Which file of a model's folder holds which tensor; from the index where there is one.
@@ -52,30 +54,47 @@ class WeightReader:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def tensor(self, name: str, *shape: int) -> torch.Tensor:
+    def tensor(
+        self, name: str, *shape: int, rows: slice = ALL, columns: slice = ALL
+    ) -> torch.Tensor:
+        """The tensor, which must have ``shape``; of a part of its rows or columns, no more than
+        that part is read."""
         file = self._files.get(name)
         if file is None:
             raise ModelError(f"the weights in {self._path} have no tensor {name}")
         if file not in self._opened:
             self._opened[file] = self._stack.enter_context(_open(file, str(self.device)))
         try:
-            tensor = self._opened[file].get_tensor(name)
+            stored = self._opened[file].get_slice(name)
+            if tuple(stored.get_shape()) != shape:
+                raise ModelError(
+                    f"tensor {name} in {file} must have shape {shape}, got "
+                    f"{tuple(stored.get_shape())}; config.json and the weights do not belong "
+                    "together"
+                )
+            if rows == columns == ALL:
+                return self._opened[file].get_tensor(name).to(self._dtype)
+            return stored[(rows, columns)[: len(shape)]].to(self._dtype)
         except SafetensorError as error:
             raise ModelError(f"cannot read tensor {name} from {file}: {error}") from error
-        if tensor.shape != shape:
-            raise ModelError(
-                f"tensor {name} in {file} must have shape {shape}, got {tuple(tensor.shape)}; "
-                "config.json and the weights do not belong together"
-            )
-        return tensor.to(self._dtype)
 
     def linear(
-        self, parts: Sequence[tuple[str, int]], in_features: int, bias: bool = False
+        self,
+        parts: Sequence[tuple[str, int, slice]],
+        in_features: int,
+        columns: slice = ALL,
+        bias: bool = False,
     ) -> PackedLinear:
-        """One linear layer out of several that share their input; ``parts`` are (name, rows)."""
-        weights = [self.tensor(f"{name}.weight", rows, in_features) for name, rows in parts]
-        biases = [self.tensor(f"{name}.bias", rows) for name, rows in parts] if bias else []
-        return PackedLinear(_join(weights), _join(biases) if bias else None)
+        """One linear layer out of several that share their input. ``parts`` are (name, its number
+        of outputs, which of them are wanted); ``columns`` are the inputs that there will be."""
+        weights = [
+            self.tensor(f"{name}.weight", size, in_features, rows=rows, columns=columns)
+            for name, size, rows in parts
+        ]
+        if not bias:
+            return PackedLinear(_join(weights))
+        biases = [self.tensor(f"{name}.bias", size, rows=rows) for name, size, rows in parts]
+        return PackedLinear(_join(weights), _join(biases))
 
 
 def _join(tensors: list[torch.Tensor]) -> torch.Tensor:

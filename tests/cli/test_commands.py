@@ -74,6 +74,7 @@ def test_flags_become_settings(run):
         *("--kv-cache-tokens", "1024", "--first-layer", "2", "--admission", "worst-case"),
         *("--max-queued", "3", "--max-packet-bytes", "1000"),
         *("--block-size", "32", "--max-tokens-per-step", "64", "--max-requests", "8"),
+        *("--tensor-parallel", "2"),
         *("--served-model-name", "name", "--drain-timeout", "1.5", "--host", "::1"),
     )
     config = printed_config(result)
@@ -84,6 +85,7 @@ def test_flags_become_settings(run):
         "cpu",
     )
     assert engine.model.max_model_len == 512
+    assert engine.tensor_parallel == 2
     assert (engine.layers.first, engine.layers.cuts) == (2, (4, 9))
     assert (engine.cache.num_tokens, engine.cache.block_size) == (1024, 32)
     assert (engine.scheduler.max_tokens_per_step, engine.scheduler.max_requests) == (64, 8)

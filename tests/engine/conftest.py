@@ -74,6 +74,7 @@ def make_engine(tiny_model):
         codec="float32",
         num_tokens=1024,
         prefix_cache=True,
+        tensor_parallel=1,
         **scheduler,
     ):
         path, _ = tiny_model
@@ -83,12 +84,14 @@ def make_engine(tiny_model):
             cache=CacheConfig(num_tokens=num_tokens, block_size=8, prefix_cache=prefix_cache),
             scheduler=SchedulerConfig(**scheduler),
             profiles="off",
+            tensor_parallel=tensor_parallel,
         )
         made.append(build_engine(config, CodecConfig(name=codec)))
         return made[-1]
 
     yield make
     for engine in made:
+        engine.close()
         engine.check()
         stats = engine.stats()
         assert stats.num_live == 0

@@ -5,6 +5,7 @@ import torch
 
 from sliceserve.kernels.paged_attention import AttentionBatch
 from sliceserve.models.decoder import Decoder
+from sliceserve.models.shard import Shard
 from sliceserve.models.spec import ModelSpec
 
 BLOCK_SIZE = 4
@@ -27,8 +28,9 @@ class Runner:
         max_tokens: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device = CPU,
+        shard: Shard | None = None,
     ) -> None:
-        spec = decoders[0].spec
+        spec = (shard or Shard()).local(decoders[0].spec)
         num_blocks = -(-max_tokens // BLOCK_SIZE)
         shape = (num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
         self.decoders = decoders
