@@ -17,7 +17,7 @@ from sliceserve.api.shutdown import Interrupted, Shutdown
 from sliceserve.api.supervisor import Supervisor
 from sliceserve.api.worker_process import WorkerProcess
 from sliceserve.configs import ServerConfig
-from sliceserve.engine.client import EngineDead, watch
+from sliceserve.engine.client import EngineClient, EngineDead, watch
 from sliceserve.engine.messages import EngineFailed, PeerGone
 from sliceserve.engine.process import EngineProcess
 
@@ -58,9 +58,9 @@ async def run_server(
         engine = EngineProcess(config.engine_for_tenants, tell)
         workers = _workers_of(engine, config, sock, counts)
         try:
-            await shutdown.guard(_start(engine, workers))
+            await shutdown.guard(start(engine, workers))
             ready(url_of(sock))
-            await _keep(engine, workers, shutdown, config.drain_timeout_s)
+            await until_stopped(engine, workers, shutdown, config.drain_timeout_s)
         except Interrupted:
             return
         finally:
@@ -82,18 +82,27 @@ def _workers_of(
     return Supervisor(config.api_workers, spawn, bury)
 
 
-async def _start(engine: EngineProcess, workers: Supervisor[WorkerProcess]) -> None:
+async def start(engine: EngineClient, workers: Supervisor[Any]) -> None:
+    """Return when all workers serve. Raises ServerError."""
     # They import what they need while the engine loads, and wait for it then.
     await workers.start()
+    tasks = []
     try:
         await engine.start()
+        ready = asyncio.create_task(workers.ready())
+        # Workers cannot see that it has died: they would wait for ever.
+        watching = asyncio.create_task(watch(engine.stats))
+        tasks = [ready, watching]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await (ready if ready.done() else watching)
     except EngineDead as error:
         raise ServerError(f"the engine cannot start: {error}") from error
-    await workers.ready()
+    finally:
+        await _cancel(*tasks)
 
 
-async def _keep(
-    engine: EngineProcess, workers: Supervisor[WorkerProcess], shutdown: Shutdown, timeout_s: float
+async def until_stopped(
+    engine: EngineClient, workers: Supervisor[Any], shutdown: Shutdown, timeout_s: float
 ) -> None:
     """Until a signal, and what is live then has ended or had ``timeout_s``. Raises ServerError when
     the engine dies, or workers do over and over."""
@@ -112,13 +121,11 @@ async def _keep(
             workers.order(EngineFailed(reason))
             raise ServerError(f"the engine has died: {reason}")
     finally:
-        for task in (watching, keeping, requested):
-            task.cancel()
-        await asyncio.gather(watching, keeping, requested, return_exceptions=True)
+        await _cancel(watching, keeping, requested)
 
 
 async def _drain(
-    workers: Supervisor[WorkerProcess],
+    workers: Supervisor[Any],
     shutdown: Shutdown,
     watching: "asyncio.Task[NoReturn]",
     timeout_s: float,
@@ -130,5 +137,10 @@ async def _drain(
         timeout=timeout_s + _DRAIN_MARGIN_S,
         return_when=asyncio.FIRST_COMPLETED,
     )
-    draining.cancel()
-    urgent.cancel()
+    await _cancel(draining, urgent)
+
+
+async def _cancel(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

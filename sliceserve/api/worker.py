@@ -4,8 +4,10 @@ It holds sockets, and nothing that must outlive it: requests live in the engine.
 """
 
 import asyncio
+import contextlib
 import io
 import os
+import resource
 import sys
 import threading
 from collections.abc import Iterable
@@ -35,6 +37,7 @@ def main() -> None:
     settings = msgspec.json.decode(stdin.readline(), type=WorkerSettings)
     if not settings.config.engine.model.trust_remote_code:
         _do_without_torch()
+    _allow_many_sockets()
     try:
         run(_serve(settings, stdin))
     except (ServerError, ModelError, EngineDead) as error:
@@ -47,6 +50,14 @@ def _do_without_torch() -> None:
     three times the memory, and seconds of the start."""
     sys.modules["torch"] = None  # type: ignore[assignment]
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+
+
+def _allow_many_sockets() -> None:
+    """As many as this process may ask for: what it is given at first is often 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Some systems name a limit that they do not grant.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(settings: WorkerSettings, orders: Iterable[bytes]) -> None:

@@ -26,7 +26,7 @@ class RequestStream(Protocol):
 
 class EngineClient(Protocol):
     """An engine seen from an event loop. ``InProcessEngine`` runs it in a thread of this process,
-    ``EngineProcess`` in a process of its own, behind ZeroMQ.
+    ``EngineProcess`` in a process of its own, behind ZeroMQ; ``RemoteEngine`` joins one that runs.
 
     All methods are called from one event loop. ``open``'s stream first yields the output with
     ``opened`` set, or one with ``finish_reason`` "error" (unknown codec, no room, prompt too long,
@@ -51,7 +51,8 @@ class EngineClient(Protocol):
     async def stats(self) -> EngineStats: ...
 
     async def stop(self) -> None:
-        """End the engine; live requests are dropped. May be called twice."""
+        """End the engine, live requests and all; a ``RemoteEngine`` only leaves it. May be called
+        twice."""
         ...
 
 

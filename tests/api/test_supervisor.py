@@ -8,6 +8,8 @@ import socket
 import pytest
 
 from sliceserve.api.listening import ServerError
+from sliceserve.api.server import start, until_stopped
+from sliceserve.api.shutdown import Shutdown
 from sliceserve.api.supervisor import Patience, Supervisor
 from sliceserve.api.worker_process import Drain, End, WorkerProcess
 from sliceserve.configs import ServerConfig
@@ -148,6 +150,74 @@ async def test_stop_ends_all_those_that_do_not_listen_by_force(stubborn, monkeyp
         await asyncio.wait_for(scene.supervisor.stop(), 5)
     assert all(worker.end.done() for worker in scene.made)
     assert all(worker.killed == stubborn for worker in scene.made)
+
+
+async def test_an_engine_that_dies_while_workers_start_is_noticed(fake, monkeypatch):
+    monkeypatch.setattr("sliceserve.engine.client._WATCH_INTERVAL_S", 0.01)
+    scene, engine = Scene(EARLY), fake()
+    starting = asyncio.create_task(start(engine, scene.supervisor))
+    await asyncio.sleep(0.05)
+    assert len(scene.made) == 2 and not starting.done()
+    engine.die("out of smoke")
+    with pytest.raises(ServerError, match="the engine cannot start: out of smoke"):
+        await asyncio.wait_for(starting, 5)
+
+
+@contextlib.asynccontextmanager
+async def serving(fake, drain_timeout_s=60.0):
+    """A server of two fake workers before a fake engine."""
+    scene = Scene(EARLY)
+    scene.engine, scene.shutdown = fake(), Shutdown()
+    await scene.supervisor.start()
+    scene.task = asyncio.create_task(
+        until_stopped(scene.engine, scene.supervisor, scene.shutdown, drain_timeout_s)
+    )
+    try:
+        yield scene
+    finally:
+        scene.task.cancel()
+        await asyncio.gather(scene.task, return_exceptions=True)
+
+
+async def test_a_signal_drains_and_a_second_one_ends_the_wait(fake, eventually):
+    async with serving(fake) as scene:
+        scene.shutdown.requested.set()
+        await eventually(lambda: all(w.orders == [Drain()] for w in scene.made))
+        scene.made[0].die("drained")
+        await asyncio.sleep(0)
+        assert not scene.task.done()
+        scene.shutdown.urgent.set()
+        await asyncio.wait_for(scene.task, 5)
+    assert len(scene.made) == 2
+
+
+async def test_a_worker_that_never_drains_is_not_waited_for(fake, monkeypatch):
+    monkeypatch.setattr("sliceserve.api.server._DRAIN_MARGIN_S", 0.0)
+    async with serving(fake, drain_timeout_s=0.05) as scene:
+        scene.shutdown.requested.set()
+        await asyncio.wait_for(scene.task, 5)
+
+
+@pytest.mark.parametrize("draining", [False, True])
+async def test_workers_learn_why_the_engine_died(fake, draining, eventually, monkeypatch):
+    monkeypatch.setattr("sliceserve.engine.client._WATCH_INTERVAL_S", 0.01)
+    async with serving(fake) as scene:
+        if draining:
+            scene.shutdown.requested.set()
+            await eventually(lambda: scene.made[0].orders)
+        scene.engine.die("out of smoke")
+        with pytest.raises(ServerError, match="the engine has died: out of smoke"):
+            await asyncio.wait_for(scene.task, 5)
+        assert all(worker.orders[-1] == EngineFailed("out of smoke") for worker in scene.made)
+
+
+async def test_workers_that_never_settle_end_the_server(fake, eventually):
+    async with serving(fake) as scene:
+        for num_made in range(2, 5):
+            await eventually(lambda n=num_made: len(scene.made) == n)
+            scene.made[-1].die("no luck")
+        with pytest.raises(ServerError, match="no luck"):
+            await asyncio.wait_for(scene.task, 5)
 
 
 async def spawn_worker(tmp_path):

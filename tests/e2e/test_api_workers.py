@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 from dataclasses import replace
 from itertools import chain
 
@@ -119,8 +120,10 @@ def counted(text):
     return [line for line in text.splitlines() if "path=" in line or "split_" in line]
 
 
-async def test_workers_do_without_torch(pair):
-    for process in workers(pair).values():
+async def test_workers_do_without_torch_and_without_the_terminal(pair):
+    for pid, process in workers(pair).items():
+        # Ctrl-C reaches the server alone.
+        assert os.getsid(pid) == pid
         assert not any("libtorch" in library.path for library in process.memory_maps())
 
 
