@@ -127,8 +127,10 @@ class Simulation:
 
     def _open(self, client: Client) -> None:
         client.num_turns += 1
-        # Most prompts are short and some are long, as in chats.
+        # Most prompts are short and some are long, as in chats; all are met in mid-answer.
         num_prompt = min(1024, int(self._random.lognormvariate(3.7, 0.9)) + 1)
+        if client.num_turns == 1:
+            num_prompt = 4
         request = Request(
             client.request_id,
             num_prompt=num_prompt,
@@ -213,8 +215,8 @@ def measure(
     num_live: int, num_rows: int, policy: str, num_steps: int, links: Links, seed: int
 ) -> dict[str, Any]:
     simulation = Simulation(num_live, num_rows, policy, links, seed)
-    # Prompts come first; after as many steps, steps are full of answers.
-    for _ in range(num_live // 4 + 500):
+    # Until all have been met, and those who think come and go.
+    for _ in range(num_live // 16 + 500):
         simulation.step()
     real, cpu, rows, requests, live = [], [], [], [], []
     for _ in range(num_steps):

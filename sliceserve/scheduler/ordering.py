@@ -10,7 +10,8 @@ from sliceserve.scheduler.step import Step
 
 
 class Queue(Protocol):
-    """A set of requests, one of which is next. ``first`` may change with every call."""
+    """A set of requests, one of which is next. ``first`` may change with every call. None is added
+    that is in it."""
 
     def __len__(self) -> int: ...
 
@@ -90,7 +91,7 @@ def each(queue: Queue, step: Step) -> Iterator[Request]:
     nobody passes it.
     """
     left = None
-    while step.has_room:
+    while step.num_rows > 0 and step.num_slots > 0:
         request = queue.first()
         if request is None or request is left:
             return

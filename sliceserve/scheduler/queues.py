@@ -57,8 +57,8 @@ class Queues:
         request.queue = queue
 
     def discard(self, request: Request) -> None:
-        if request.queue is not None:
-            request.queue.discard(request)
+        if (queue := request.queue) is not None:
+            queue.discard(request)
             request.queue = None
 
     def choose(self, request: Request, step: Step) -> None:

@@ -6,8 +6,7 @@ from sliceserve.scheduler.request import Request
 class Step:
     """Rows and requests still free in a step, and what has been chosen for it.
 
-    ``size`` is its rows when it was empty. ``keep`` withholds some of what is free from those who
-    are being chosen now.
+    ``size`` is its rows when it was empty.
     """
 
     def __init__(self, num_rows: int, num_slots: int) -> None:
@@ -19,18 +18,21 @@ class Step:
 
     @property
     def has_room(self) -> bool:
-        return self.num_rows > self._kept_rows and self.num_slots > self._kept_slots
+        return self.num_rows > 0 and self.num_slots > 0
 
     def keep(self, num_rows: int, num_slots: int) -> None:
+        """Withhold so much of what is free from those who are being chosen now, and no more what
+        was withheld before."""
+        self.num_rows += self._kept_rows - num_rows
+        self.num_slots += self._kept_slots - num_slots
         self._kept_rows = num_rows
         self._kept_slots = num_slots
 
     def choose(self, request: Request) -> int:
         """Give the request as many rows as it can use and there are; how many those were."""
-        num_rows = self.num_rows - self._kept_rows
-        num_pending = request.num_pending
-        if num_pending < num_rows:
-            num_rows = num_pending
+        num_rows = request.num_pending
+        if num_rows > self.num_rows:
+            num_rows = self.num_rows
         self.chosen[request.request_id] = (request, num_rows)
         self.num_rows -= num_rows
         self.num_slots -= 1

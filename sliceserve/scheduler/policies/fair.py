@@ -109,11 +109,13 @@ class Fair(Policy):
         start = max(request.num_computed, request.num_charged)
         if stop <= start:
             return
-        num_prompt = max(0, min(stop, request.num_prompt) - start)
-        num_answer = stop - start - num_prompt
-        tenant = self._tenants[request.tenant]
-        tenant.counter += (PROMPT_COST * num_prompt + ANSWER_COST * num_answer) / tenant.weight
         request.num_charged = stop
+        cost = ANSWER_COST * (stop - start)
+        if start < request.num_prompt:
+            num_prompt = min(stop, request.num_prompt) - start
+            cost -= (ANSWER_COST - PROMPT_COST) * num_prompt
+        tenant = self._tenants[request.tenant]
+        tenant.counter += cost / tenant.weight
 
     def check(self, requests: dict[str, Request]) -> None:
         for name, tenant in self._tenants.items():
@@ -160,8 +162,9 @@ class _ByTenant:
     def __init__(self, tenants: dict[str, Tenant], make_queue: Callable[[], Queue]) -> None:
         self._tenants = tenants
         self._make_queue = make_queue
+        # None of them is empty.
         self._queues: dict[Tenant, Queue] = {}
-        self._lowest = _LowestCounter(self._queues.get)
+        self._lowest = _LowestCounter(self._queues.__contains__)
         self._num_requests = 0
 
     def __len__(self) -> int:
@@ -176,16 +179,18 @@ class _ByTenant:
         queue = self._queues.get(tenant)
         if queue is None:
             queue = self._queues[tenant] = self._make_queue()
-        self._num_requests -= len(queue)
+            self._lowest.add(tenant)
         queue.add(request)
-        self._num_requests += len(queue)
-        self._lowest.add(tenant)
+        self._num_requests += 1
 
     def discard(self, request: Request) -> bool:
-        queue = self._queues.get(self._tenants[request.tenant])
+        tenant = self._tenants[request.tenant]
+        queue = self._queues.get(tenant)
         if queue is None or not queue.discard(request):
             return False
         self._num_requests -= 1
+        if not queue:
+            del self._queues[tenant]
         return True
 
     def first(self) -> Request | None:
