@@ -1,6 +1,7 @@
 """The commands as users run them: a server, a demo, a chat through a pipe."""
 
 import json
+import re
 import signal
 
 import httpx
@@ -86,12 +87,15 @@ def server_url(start):
 def test_a_chat_through_a_pipe(start, server_url):
     args = ["--server", server_url, "--split", "8", "--codec", "float16", "--max-tokens", "12"]
     chat = start("chat", *args, SLICESERVE_API_KEY="a secret")
-    lines = "What is the capital of France?\n/reset\n/stats\n/quit\nnever read\n"
+    lines = "What is the capital of France?\nAnd of Italy?\n/reset\n/stats\n/quit\nnever read\n"
     out, err = chat.communicate(lines, timeout=120)
     assert chat.returncode == 0, err
     assert "Paris" in out
     assert "\x1b" not in out + err
     assert "8 here, 22 on the server" in err
+    # The second turn began with the first.
+    kept = re.search(r"(\d+) tokens here, (\d+) not sent", err)
+    assert kept is not None and kept[1] == kept[2] != "0", err
 
 
 def test_a_client_without_the_key_is_told_so(start, server_url):
@@ -110,8 +114,14 @@ def test_a_gateway_answers_on_the_device(start, server_url):
     url = words.split("is served on ")[1].split()[0]
     question = {"role": "user", "content": "What is the capital of France?"}
     body = {"model": "mine", "messages": [question], "max_tokens": 12, "temperature": 0}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).json()
-    assert "Paris" in answer["choices"][0]["message"]["content"]
+    answers = [
+        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).json() for _ in range(2)
+    ]
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
+    # The second time, both sides have kept it.
+    assert cached[0] == 0 < cached[1]
+    for answer in answers:
+        assert "Paris" in answer["choices"][0]["message"]["content"]
     gateway.send_signal(signal.SIGTERM)
     _, err = gateway.communicate(timeout=60)
     assert gateway.returncode == 0, err
