@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import msgspec
 import zmq
@@ -50,8 +51,11 @@ class _RouterMailbox:
             self._socket.send_multipart([peer, self._encoder.encode(batch)])
 
     def fail(self, error: str) -> None:
-        """Tell everybody who has asked so far; if nobody has, whoever asks first."""
-        self.receive(0.0 if self._peers else 1.0)
+        """Tell everybody who has asked so far; at the start, whoever asks within a second."""
+        # The server and its workers may all be about to connect, in any order.
+        deadline = time.monotonic() + (0.0 if self._peers else 1.0)
+        while (left := deadline - time.monotonic()) > 0:
+            self.receive(left)
         self.send([(peer, EngineFailed(error)) for peer in self._peers])
         self._context.destroy(linger=1000)
 

@@ -102,6 +102,17 @@ async def test_a_model_that_cannot_load_says_why(config):
         await door.stop()
 
 
+async def test_all_who_ask_a_model_that_cannot_load_learn_why():
+    owner = EngineProcess(EngineConfig(model=ModelConfig(model="/nowhere/model")))
+    others = [RemoteEngine(owner.address, b"peer-%d" % i) for i in range(2)]
+    starts = [door.start() for door in (*others, owner)]
+    for failure in await asyncio.gather(*starts, return_exceptions=True):
+        assert isinstance(failure, EngineDead)
+        assert "/nowhere/model" in str(failure)
+    for door in (*others, owner):
+        await door.stop()
+
+
 async def test_a_dead_process_is_noticed_by_all_who_wait(config):
     engine = EngineProcess(config)
     await engine.start()
