@@ -19,10 +19,16 @@ _RIDGE = 0.012
 _POINTS_PER_OCTAVE = 4
 
 
-def coding_basis(residual: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+def coding_basis(
+    residual: torch.Tensor, gradients: torch.Tensor, transform: bool = True
+) -> torch.Tensor:
     """Residuals (n, d) and gradients (m, d) → (d, d) float16, rows by falling variance of their
-    component: the principal components of residuals that are weighted by F."""
+    component: the principal components of residuals that are weighted by F. Without ``transform``
+    the weights alone, (d,)."""
     num_rows, hidden_size = residual.shape
+    if not transform:
+        energy = gradients.square().mean(0)
+        return ((1 - _IDENTITY) * energy / energy.mean() + _IDENTITY).rsqrt().half()
     fisher = (gradients.T @ gradients).double()
     fisher /= fisher.diagonal().mean()
     fisher = (1 - _IDENTITY) * fisher + _IDENTITY * torch.eye(hidden_size, dtype=torch.float64)

@@ -47,7 +47,9 @@ class Fit:
     residual: torch.Tensor
 
 
-def fit_predictor(samples: Samples, predictor: Predictor) -> Fit:
+def fit_predictor(samples: Samples, predictor: Predictor, transform: bool = True) -> Fit:
+    """Weights are (d, d); without ``transform`` (d,), each element foretold from its own alone."""
+    regression = _ridge_regression if transform else _ridge_regression_by_element
     targets = samples.states - samples.mean
     if predictor == "none":
         return Fit(samples.mean.clone(), None, None, None, None, targets)
@@ -56,17 +58,22 @@ def fit_predictor(samples: Samples, predictor: Predictor) -> Fit:
     if predictor == "state":
         features.append(samples.previous - samples.mean)
         ridge.append(_RIDGE + _CODING_ERROR)
-    weights = _ridge_regression(features, ridge, targets)
+    weights = regression(features, ridge, targets)
     state_weight = None
     if predictor == "state":
         state_weight = _contracted(weights[1]).half()
-        targets = targets - features[1] @ state_weight.float()
-        weights = _ridge_regression(features[:1], ridge[:1], targets)
+        targets = targets - product(features[1], state_weight.float())
+        weights = regression(features[:1], ridge[:1], targets)
     token_weight = weights[0].half()
-    residual = targets - features[0] @ token_weight.float()
-    offset = samples.mean - center @ token_weight.float()
+    residual = targets - product(features[0], token_weight.float())
+    offset = samples.mean - product(center, token_weight.float())
     token_ids, token_rows, residual = _rows_of_tokens(samples.token_ids, residual)
     return Fit(offset, token_weight, token_ids, token_rows, state_weight, residual)
+
+
+def product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(..., d) · (d, d), or (d,) for a diagonal."""
+    return rows @ weight if weight.dim() == 2 else rows * weight
 
 
 def _ridge_regression(
@@ -75,15 +82,32 @@ def _ridge_regression(
     """Weights (d, d) of each of the features (n, d); ``ridge`` relative to their mean variance."""
     x = torch.cat(features, dim=1)
     gram = (x.T @ x).double()
-    penalty = [r * f.square().mean() * len(f) for r, f in zip(ridge, features, strict=True)]
     widths = [f.shape[1] for f in features]
-    diagonal = torch.cat([p.double().expand(n) for p, n in zip(penalty, widths, strict=True)])
+    penalties = zip(_penalties(features, ridge), widths, strict=True)
+    diagonal = torch.cat([penalty.expand(width) for penalty, width in penalties])
     weights = torch.linalg.solve(gram + torch.diag(diagonal), (x.T @ targets).double())
     return list(weights.float().split(widths))
 
 
+def _ridge_regression_by_element(
+    features: list[torch.Tensor], ridge: list[float], targets: torch.Tensor
+) -> list[torch.Tensor]:
+    """The same with diagonal weights, (d,) of each of the features."""
+    x = torch.stack(features, dim=2)  # (n, d, k)
+    gram = torch.einsum("ndi,ndj->dij", x, x).double()
+    gram += torch.diag(torch.stack(_penalties(features, ridge)))
+    weights = torch.linalg.solve(gram, torch.einsum("ndi,nd->di", x, targets).double())
+    return list(weights.float().unbind(1))
+
+
+def _penalties(features: list[torch.Tensor], ridge: list[float]) -> list[torch.Tensor]:
+    return [r * f.square().mean().double() * len(f) for r, f in zip(ridge, features, strict=True)]
+
+
 def _contracted(weight: torch.Tensor) -> torch.Tensor:
     """Scaled down if its spectral radius, bounded by ‖W^256‖^(1/256), is too large."""
+    if weight.dim() == 1:
+        return weight.clamp(-_MAX_RADIUS, _MAX_RADIUS)
     power = weight.double()
     for _ in range(8):
         power = power @ power

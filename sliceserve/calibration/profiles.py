@@ -10,10 +10,10 @@ import torch
 from sliceserve.calibration.activations import Activations, collect
 from sliceserve.calibration.basis import coding_basis, sensitivity
 from sliceserve.calibration.corpus import WINDOW, default_text, windows_of
-from sliceserve.calibration.predictor import Samples, fit_predictor
+from sliceserve.calibration.predictor import Samples, fit_predictor, product
 from sliceserve.calibration.tables import fit_tables
 from sliceserve.codec.profile import Predictor, Profile
-from sliceserve.codec.quantization import Quantization
+from sliceserve.codec.quantization import Quantization, inverse
 from sliceserve.codec.rate_control import MAX_SHIFT
 from sliceserve.kernels import calibrated as kernel
 from sliceserve.models.embeddings import read_embeddings
@@ -31,6 +31,8 @@ _ESCAPE_RATIO = 8.0
 _FINEST = 16.0
 _TABLE_SAMPLES = 4500
 _RATE_SAMPLES = 256
+# Beyond this share of a state's energy a gain does not make up for what is lost.
+_MAX_LOST = 0.4
 
 
 class CalibrationError(Exception):
@@ -43,12 +45,14 @@ def calibrate(
     predictors: Sequence[Predictor] = ("state", "none"),
     text: str | None = None,
     max_tokens: int = DEFAULT_TOKENS,
+    transform: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[tuple[int, Predictor], Profile]:
     """Profiles of the model in the folder ``path`` for each of ``cuts`` and ``predictors``.
 
-    ``text`` None is the one that is shipped; ``max_tokens`` bounds what is read of it. ``progress``
-    is told how much is done, and of how much. Raises CalibrationError and ModelError.
+    ``text`` None is the one that is shipped; ``max_tokens`` bounds what is read of it. Without
+    ``transform`` profiles have diagonals in place of their matrices. ``progress`` is told how much
+    is done, and of how much. Raises CalibrationError and ModelError.
     """
     spec = ModelSpec.load(path)
     if not cuts or not all(0 < cut < spec.num_layers for cut in cuts):
@@ -67,7 +71,7 @@ def calibrate(
     activations = collect(
         path, windows, cuts, _GRADIENT_WINDOWS, lambda done: progress(done, total)
     )
-    maker = _Maker(path, spec, windows)
+    maker = _Maker(path, spec, windows, transform)
     profiles: dict[tuple[int, Predictor], Profile] = {}
     for cut in cuts:
         for predictor in predictors:
@@ -79,10 +83,11 @@ def calibrate(
 class _Maker:
     """Makes profiles of one model from what was collected of it."""
 
-    def __init__(self, path: Path, spec: ModelSpec, windows: torch.Tensor) -> None:
+    def __init__(self, path: Path, spec: ModelSpec, windows: torch.Tensor, transform: bool) -> None:
         self._model = fingerprint(path)
         self._vocab_size = spec.vocab_size
         self._windows = windows
+        self._transform = transform
         self._embedded = read_embeddings(path)(windows.flatten()).view(*windows.shape, -1)
 
     def make(self, cut: int, predictor: Predictor, activations: Activations) -> Profile:
@@ -93,12 +98,12 @@ class _Maker:
         # What the first token of a window sees is unlike all others.
         usual[:, 0] = False
         samples = self._samples(hidden, usual)
-        fit = fit_predictor(samples, predictor)
+        fit = fit_predictor(samples, predictor, self._transform)
         with_gradient = usual[: len(activations.gradients)]
         gradients = activations.gradients[with_gradient]
-        basis = coding_basis(fit.residual, gradients)
+        basis = coding_basis(fit.residual, gradients, self._transform)
         sensitive = sensitivity(samples.states[: len(gradients)], samples.mean, gradients)
-        components = fit.residual @ torch.linalg.inv(basis.double()).float()
+        components = product(fit.residual, inverse(basis))
         base_step = (components.square().mean().sqrt() / _FINEST).item()
         shifts = (samples.states - samples.mean) @ sensitive[:-1] + sensitive[-1]
         shifts = shifts.clamp(-MAX_SHIFT, MAX_SHIFT).round()
@@ -116,6 +121,7 @@ class _Maker:
             basis=basis,
             sensitivity=sensitive,
             rates=torch.zeros(kernel.NUM_POINTS),
+            gains=torch.ones(kernel.NUM_POINTS),
             token_weight=fit.token_weight,
             token_ids=fit.token_ids,
             token_rows=fit.token_rows,
@@ -123,7 +129,8 @@ class _Maker:
             tables=tables,
         )
         rated = chosen[:: max(1, len(chosen) // _RATE_SAMPLES)]
-        return replace(profile, rates=measured_rates(profile, components[rated], shifts[rated]))
+        energy = (samples.states - samples.mean).square().sum(1).mean().item()
+        return measured(profile, components[rated], shifts[rated], energy)
 
     def _samples(self, hidden: torch.Tensor, usual: torch.Tensor) -> Samples:
         mean = hidden[usual].mean(0)
@@ -137,16 +144,21 @@ class _Maker:
         )
 
 
-def measured_rates(
-    profile: Profile, components: torch.Tensor, shifts: torch.Tensor
-) -> torch.Tensor:
-    """Mean bits per element of packets about each operating point, falling."""
+def measured(
+    profile: Profile, components: torch.Tensor, shifts: torch.Tensor, energy: float
+) -> Profile:
+    """The profile with rates and gains, as components (n, d) and the shifts of their points (n,)
+    show them at each point. ``energy``: the mean of ‖x - mean‖²."""
     payload_bytes = 0 if profile.predictor == "none" else 2
     quantization = Quantization(profile, payload_bytes, torch.device("cpu"))
     token_ids = torch.zeros(len(components), dtype=torch.int64)
-    rates = []
+    residual = product(components, profile.basis.float())
+    rates, gains = [], []
     for point in range(kernel.NUM_POINTS):
         points = (point + shifts).long().clamp(0, kernel.NUM_POINTS - 1)
-        packets, _ = quantization.write(components, points, token_ids)
+        packets, decoded = quantization.write(components, points, token_ids)
         rates.append(8 * sum(map(len, packets)) / components.numel())
-    return torch.from_numpy(np.minimum.accumulate(np.array(rates, np.float32)))
+        lost = (residual - decoded).square().sum(1).mean().item() / energy
+        gains.append((1 - min(lost, _MAX_LOST)) ** -0.5)
+    falling = np.minimum.accumulate(np.array(rates, np.float32))
+    return replace(profile, rates=torch.from_numpy(falling), gains=torch.tensor(gains))

@@ -44,6 +44,14 @@ def calibrate(
             show_default="to the cache alone, where servers find them",
         ),
     ] = None,
+    no_transform: Annotated[
+        bool,
+        typer.Option(
+            "--no-transform",
+            help="Do without matrices: for large models on CPUs, where a product with one takes "
+            "longer than the rest of the codec. Costs bits.",
+        ),
+    ] = False,
     config_file: options.ConfigFile = None,
     json: Json = False,
 ) -> None:
@@ -70,7 +78,9 @@ def calibrate(
         cuts = offered_cuts(layers, ModelSpec.load(path).num_layers)
     words = None if text is None else text.read_text(encoding="utf-8")
     with measured("calibrating") as progress:
-        profiles = make_profiles(path, cuts, predictors, words, progress=progress)
+        profiles = make_profiles(
+            path, cuts, predictors, words, transform=not no_transform, progress=progress
+        )
     results = []
     for profile in profiles.values():
         keep(profile, default_store())

@@ -120,7 +120,7 @@ class CalibratedCodec:
     ) -> None:
         """Packets → ``states`` (n, d) float32. Raises CodecError without a place in the batch."""
         side = self._side(states.device)
-        residual, token_ids = self._read(side, packets)
+        residual, points, token_ids = self._read(side, packets)
         known = side.prediction.from_tokens(token_ids)
         if not side.prediction.follows_states:
             torch.add(known, residual, out=states)
@@ -133,25 +133,31 @@ class CalibratedCodec:
                 states[rows] = decoded
                 for row, run, state in zip(rows, current, decoded, strict=True):
                     run.follow(None if _is_apart(packets[row]) else state)
+        side.quantization.restored(states, points, out=states)
         for i, packet in enumerate(packets):
             if _is_apart(packet):
                 self._apart.decode([self._vector(packet)], states[i : i + 1])
 
-    def _read(self, side: "_Side", packets: Sequence[bytes]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Residuals (n, d), 0 for packets apart, and token ids (n,) int64 on the CPU."""
+    def _read(
+        self, side: "_Side", packets: Sequence[bytes]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Residuals (n, d) and points (n,) int64, 0 for packets apart, and token ids (n,) int64 on
+        the CPU."""
         usual = [i for i, packet in enumerate(packets) if not _is_apart(packet)]
         with codec_errors(CalibratedError):
-            residual, token_ids = side.quantization.read([packets[i] for i in usual])
+            residual, points, token_ids = side.quantization.read([packets[i] for i in usual])
         if len(usual) < len(packets):
             all_residuals = residual.new_zeros(len(packets), self.hidden_size)
             all_residuals[usual] = residual
+            all_points = points.new_zeros(len(packets))
+            all_points[usual] = points
             all_ids = torch.zeros(len(packets), dtype=torch.int64)
             all_ids[usual] = token_ids
             for i in set(range(len(packets))).difference(usual):
                 all_ids[i] = self._token_apart(packets[i])
-            residual, token_ids = all_residuals, all_ids
+            residual, points, token_ids = all_residuals, all_points, all_ids
         self._refuse_tokens(token_ids)
-        return residual, token_ids
+        return residual, points, token_ids
 
     def _check(self, packet: bytes, index: int) -> None:
         try:

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from sliceserve.codec.base import CodecError
 from sliceserve.kernels.calibrated import NUM_POINTS, Tables
 
-FORMAT = 1
+FORMAT = 2
 
 # Packets have three bytes for a token id at most.
 MAX_VOCAB_SIZE = 1 << 24
@@ -38,18 +38,26 @@ class Profile:
         p = offset + tokens[id] + embedding(id) @ token_weight + (previous - mean) @ state_weight
         x = p + y @ basis
 
+    A decoded state is the most likely one, which is shorter than x was: components too small for
+    the step are zero. The model gets mean + (x - mean) · gains[point], of the length that x had;
+    ``previous`` below has no gain.
+
+    A profile without transform has diagonals in place of all three matrices, (d,) each: it predicts
+    less and costs more bits, but no time that grows with d².
+
     ``predictor`` says which terms there are: "state" has all, "token" all but the last, "none" the
     offset alone. ``embedding`` is the model's own, as stored; ``previous`` the decoded state of the
     token before (the mean where there is none, or where it was sent apart).
 
-    mean, offset: (d,) float32. basis: (d, d) float16, rows by falling scale of their component.
-    token_weight, state_weight: (d, d) float16 or None. token_ids: (n,) int32, ascending, and
-    token_rows: (n, d) float16, the ``tokens`` above; all others have no row.
+    mean, offset: (d,) float32. basis: (d, d) float16, rows by falling scale of their component, or
+    (d,). token_weight, state_weight: of the basis' shape, float16, or None. token_ids: (n,) int32,
+    ascending, and token_rows: (n, d) float16, the ``tokens`` above; all others have no row.
     base_step: the quantizer's step at operating point 0; it grows by 2^(1/4) from point to point.
     escape_norm: tokens of a larger norm are sent apart.
     sensitivity: (d + 1,) float32. (x - mean) @ sensitivity[:-1] + sensitivity[-1] is the number of
     points by which a token's step should be wider than the average. Encoders alone use it.
     rates: (NUM_POINTS,) float32, falling: mean bits per element of packets around each point.
+    gains: (NUM_POINTS,) float32, of states decoded around each point.
     tables: of the entropy coder.
     model: fingerprint of the model. cut: entry layer. vocab_size: bound of the token ids.
     """
@@ -65,6 +73,7 @@ class Profile:
     basis: torch.Tensor
     sensitivity: torch.Tensor
     rates: torch.Tensor
+    gains: torch.Tensor
     token_weight: torch.Tensor | None
     token_ids: torch.Tensor | None
     token_rows: torch.Tensor | None
@@ -125,6 +134,7 @@ _TENSORS = {
     "basis": torch.float16,
     "sensitivity": torch.float32,
     "rates": torch.float32,
+    "gains": torch.float32,
     "token_weight": torch.float16,
     "token_ids": torch.int32,
     "token_rows": torch.float16,
@@ -175,14 +185,16 @@ def _check(settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         raise ProfileError(f"the profile does not hold the tensors of predictor {predictor!r}")
     hidden_size = tensors["mean"].numel()
     num_rows = tensors["token_ids"].numel() if "token_ids" in tensors else 0
+    matrix = (hidden_size,) * min(2, tensors["basis"].dim())
     shapes = {
         "mean": (hidden_size,),
         "offset": (hidden_size,),
-        "basis": (hidden_size, hidden_size),
+        "basis": matrix,
         "sensitivity": (hidden_size + 1,),
         "rates": (NUM_POINTS,),
-        "token_weight": (hidden_size, hidden_size),
-        "state_weight": (hidden_size, hidden_size),
+        "gains": (NUM_POINTS,),
+        "token_weight": matrix,
+        "state_weight": matrix,
         "token_ids": (num_rows,),
         "token_rows": (num_rows, hidden_size),
         "base_scales": (hidden_size,),

@@ -25,18 +25,16 @@ class Quantization:
         self._tables = profile.tables
         self._payload_bytes = payload_bytes
         self._device = device
-        self._basis = profile.basis.float().to(device)  # (d, d)
+        self._mean = profile.mean.to(device)
+        self._stretches = (profile.gains - 1).to(device)
+        self._basis = profile.basis.float().to(device)  # (d, d) or (d,)
         points = torch.arange(kernel.NUM_POINTS, device=device)
         self._steps = profile.base_step * torch.exp2(points / 4)  # (NUM_POINTS,)
 
     @cached_property
     def _inverse(self) -> torch.Tensor:
         """Encoders alone need it."""
-        try:
-            inverse: torch.Tensor = torch.linalg.inv(self._basis.cpu().double())
-        except RuntimeError as error:
-            raise ProfileError(f"the profile's basis has no inverse: {error}") from error
-        return inverse.float().contiguous().to(self._device)
+        return inverse(self._basis.cpu()).to(self._device)
 
     def components(self, residual: torch.Tensor) -> torch.Tensor:
         """(n, d) residuals → (n, d) in the profile's basis."""
@@ -69,13 +67,21 @@ class Quantization:
         )
         return packets, self._residual(units, points)
 
-    def read(self, packets: Sequence[bytes]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Packets → residuals (n, d), and token ids (n,) int64 on the CPU. Raises
-        CalibratedError."""
+    def read(self, packets: Sequence[bytes]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Packets → residuals (n, d), points (n,) int64, and token ids (n,) int64 on the CPU.
+        Raises CalibratedError."""
         units, points, payloads = kernel.decode(
             packets, self._tables, self._payload_bytes, self._device
         )
-        return self._residual(units, points.long()), payloads.cpu().long()
+        points = points.long()
+        return self._residual(units, points), points, payloads.cpu().long()
+
+    def restored(
+        self, states: torch.Tensor, points: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Decoded states (n, d) and their points (n,) → (n, d), with the points' gains."""
+        stretch = self._stretches[points][:, None]
+        return torch.addcmul(states, states - self._mean, stretch, out=out)
 
     def check(self, packet: bytes) -> int:
         """The token id. Raises CalibratedError unless ``read`` will accept the packet."""
@@ -85,3 +91,16 @@ class Quantization:
     def _residual(self, units: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         scale = (self._steps[points] / _UNITS)[:, None]
         return row_products(units * scale, self._basis)
+
+
+def inverse(basis: torch.Tensor) -> torch.Tensor:
+    """Of a profile's basis, (d, d) or (d,), as float32. Raises ProfileError where there is none."""
+    if basis.dim() == 1:
+        if not bool(basis.all()):
+            raise ProfileError("the profile's basis has no inverse: a component's scale is zero")
+        return basis.double().reciprocal().float()
+    try:
+        whole: torch.Tensor = torch.linalg.inv(basis.double())
+    except RuntimeError as error:
+        raise ProfileError(f"the profile's basis has no inverse: {error}") from error
+    return whole.float().contiguous()

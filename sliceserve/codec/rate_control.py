@@ -82,7 +82,7 @@ class RateControl:
                 fits = self._quantization.fits(components, points)
                 reachable = torch.where(fits[:, None], components, 0)
                 _, residual = self._quantization.write(reachable, points, token_ids)
-                error = _energy(x - (predicted + residual))
+                error = _energy(x - self._quantization.restored(predicted + residual, points))
                 return (fits & (error > budget * energy)).cpu()
 
             points = _first(is_coarse, len(x), NUM_POINTS) - 1

@@ -50,7 +50,15 @@ def test_a_profile_for_each_cut_and_predictor(profiles, tiny_model):
         assert Profile.from_bytes(profile.to_bytes()).digest == profile.digest
         assert profile.rates.shape == (NUM_POINTS,)
         assert (profile.rates.diff() <= 0).all()
+        assert 1 <= profile.gains[0] < 1.01 < profile.gains[24]
         assert profile.rates[0] > 4 > profile.rates[16] > profile.rates[-1] > 0
+
+
+def test_a_profile_without_transform_has_no_matrix(tiny_model, text):
+    profile = calibrate(tiny_model, [3], ["state"], text, transform=False)[3, "state"]
+    for diagonal in (profile.basis, profile.token_weight, profile.state_weight):
+        assert diagonal.shape == (24,)
+    assert Profile.from_bytes(profile.to_bytes()).digest == profile.digest
 
 
 def test_progress_reaches_its_total(profiles, steps):

@@ -104,6 +104,20 @@ def test_without_a_predictor_the_mean_is_all(generator):
     assert torch.equal(fit.residual, samples.states - samples.mean)
 
 
+def test_without_transform_elements_are_foretold_from_their_own(generator):
+    embedded = torch.randn(NUM_TOKENS, HIDDEN_SIZE, generator=generator)
+    slope = torch.linspace(-1, 1, HIDDEN_SIZE)
+    decay = torch.linspace(0.2, 1.1, HIDDEN_SIZE)
+    previous = torch.randn(NUM_TOKENS, HIDDEN_SIZE, generator=generator)
+    states = embedded * slope + previous * decay
+    ids = torch.arange(NUM_TOKENS)
+    zero = torch.zeros(HIDDEN_SIZE)
+    fit = fit_predictor(Samples(states, previous, embedded, ids, zero), "state", transform=False)
+    assert torch.allclose(fit.token_weight.float(), slope, atol=0.1)
+    assert torch.allclose(fit.state_weight.float(), (decay / 1.14).clamp(max=0.95), atol=0.05)
+    assert fit.residual.square().mean() < 0.05 * states.square().mean()
+
+
 def test_frequent_tokens_have_rows_that_are_shrunk():
     """Embeddings that say nothing, and a shift for each token: it is in the rows."""
     token_ids = torch.tensor([5] * 2 + [7] * 3 + [9] * 97 + [200] * 98)
@@ -159,6 +173,16 @@ def test_the_basis_orders_and_whitens_by_the_gradients(generator):
     # Components of a residual do not know of each other.
     correlation = torch.corrcoef(components.T) - torch.eye(HIDDEN_SIZE)
     assert correlation.abs().max() < 0.1
+
+
+def test_without_transform_the_basis_is_weights(generator):
+    weight = torch.ones(HIDDEN_SIZE)
+    weight[5] = 4
+    gradients = torch.randn(NUM_TOKENS, HIDDEN_SIZE, generator=generator) * weight
+    basis = coding_basis(torch.zeros(1, HIDDEN_SIZE), gradients, transform=False)
+    assert (basis.shape, basis.dtype) == ((HIDDEN_SIZE,), torch.float16)
+    others = basis[torch.arange(HIDDEN_SIZE) != 5]
+    assert basis[5] < 0.4 * others.min() and others.max() < 1.1 * others.min()
 
 
 def test_sensitivity_is_learnt_from_the_size_of_gradients(generator):

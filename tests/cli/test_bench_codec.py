@@ -51,11 +51,12 @@ def test_the_calibrated_codec_is_measured_at_any_size(tiny_model, profile):
     assert "core" in result.stderr
 
 
+@pytest.mark.parametrize("transform", [True, False])
 @pytest.mark.parametrize("hide_tokens", [False, True])
-def test_a_synthetic_profile_aims_at_the_bits_that_are_asked_for(hide_tokens):
+def test_a_synthetic_profile_aims_at_the_bits_that_are_asked_for(hide_tokens, transform):
     vectors = heavy_tailed(128, 64, "cpu")
     settings = CalibratedConfig(bits_per_element=2.5, hide_tokens=hide_tokens)
-    profile = synthetic_profile(vectors, settings)
+    profile = synthetic_profile(vectors, settings, transform)
     embed = torch.zeros(1, 128).__getitem__
     codec = build_codec(CodecConfig(name="calibrated", calibrated=settings), 128, profile, embed)
     assert codec.predicts != hide_tokens

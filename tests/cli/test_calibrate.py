@@ -61,6 +61,14 @@ def test_a_table_names_the_profiles(tiny_model, text):
     assert any(path.name.startswith(digest) for path in default_store().folder.iterdir())
 
 
+def test_profiles_can_do_without_matrices(tiny_model, text):
+    args = ("--model", tiny_model, "--split", "4", "--predictor", "state", "--text", text, "--json")
+    result = run(*args, "--no-transform")
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    profile = Profile.from_bytes(default_store().get(json.loads(result.stdout)["profile"]))
+    assert profile.basis.dim() == profile.token_weight.dim() == profile.state_weight.dim() == 1
+
+
 @pytest.mark.parametrize("predictor", ["magic", "state,magic", ""])
 def test_an_unknown_predictor_is_a_usage_error(tiny_model, predictor):
     result = run("--model", tiny_model, "--predictor", predictor)

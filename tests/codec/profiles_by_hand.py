@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from sliceserve.calibration.predictor import product
 from sliceserve.codec.base import Run
 from sliceserve.codec.calibrated import CalibratedCodec
 from sliceserve.codec.profile import Profile
@@ -21,7 +22,10 @@ VOCAB_SIZE = 300
 BASE_STEP = 1 / 16
 
 
-def make_profile(predictor="state", hidden_size=HIDDEN_SIZE, vocab_size=VOCAB_SIZE):
+def make_profile(predictor="state", hidden_size=HIDDEN_SIZE, vocab_size=VOCAB_SIZE, transform=True):
+    def matrix(square):
+        return (square if transform else square.diagonal()).half()
+
     ids = torch.arange(1, vocab_size, 7, dtype=torch.int32)[:50]
     has_token, has_state = predictor != "none", predictor == "state"
     return Profile(
@@ -34,14 +38,15 @@ def make_profile(predictor="state", hidden_size=HIDDEN_SIZE, vocab_size=VOCAB_SI
         mean=_pattern(5, hidden_size) / 8,
         offset=_pattern(11, hidden_size) / 8,
         # Far from the identity, far from singular: off the diagonal all is at most 1/32.
-        basis=(torch.eye(hidden_size) + _pattern(3, hidden_size, hidden_size) / 256).half(),
+        basis=matrix(torch.eye(hidden_size) + _pattern(3, hidden_size, hidden_size) / 256),
         sensitivity=torch.cat([_pattern(7, hidden_size) / 64, torch.zeros(1)]),
         rates=(kernel.NUM_POINTS - torch.arange(kernel.NUM_POINTS)) / 5,
-        token_weight=(_pattern(13, hidden_size, hidden_size) / 128).half() if has_token else None,
+        gains=torch.ones(kernel.NUM_POINTS),
+        token_weight=matrix(_pattern(13, hidden_size, hidden_size) / 128) if has_token else None,
         token_ids=ids if has_token else None,
         token_rows=(_pattern(17, len(ids), hidden_size) / 16).half() if has_token else None,
         # Its rows' magnitudes add up to less than 1: errors die out.
-        state_weight=_contraction(hidden_size).half() if has_state else None,
+        state_weight=matrix(_contraction(hidden_size)) if has_state else None,
         tables=make_tables(hidden_size),
     )
 
@@ -65,12 +70,12 @@ def make_run(num_rows, seed=0, apart=(), profile=None):
     token_ids = torch.randint(profile.vocab_size, (num_rows,), generator=generator)
     scales = kernel.SIGMAS[profile.tables.base_scales] / 64 * profile.base_step
     noise = torch.randn(num_rows, profile.hidden_size, generator=generator)
-    rows = profile.offset + (noise * torch.from_numpy(scales).float()) @ profile.basis.float()
+    rows = profile.offset + product(noise * torch.from_numpy(scales).float(), profile.basis.float())
     if profile.token_weight is not None:
-        rows += embedding(profile)[token_ids] @ profile.token_weight.float()
+        rows += product(embedding(profile)[token_ids], profile.token_weight.float())
     if profile.state_weight is not None:
         for i in range(1, num_rows):
-            rows[i] += (rows[i - 1] - profile.mean) @ profile.state_weight.float()
+            rows[i] += product(rows[i - 1] - profile.mean, profile.state_weight.float())
     for i in apart:
         rows[i] *= 1000
     return rows, token_ids.tolist()

@@ -87,6 +87,33 @@ def test_nor_do_they_on_a_gpu(codec, config):
     assert relative_error(there, here) < 1e-8
 
 
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_a_profile_without_transform(predictor):
+    """Diagonals in place of matrices: the rest is the same."""
+    profile = make_profile(predictor, transform=False)
+    codec = make_codec(profile=profile, bits_per_element=6.4)
+    expect_independence(codec, "cpu")
+    rows, token_ids = make_run(50, profile=profile)
+    packets, _ = encode(codec, rows, token_ids)
+    assert relative_error(rows, decode(codec, packets)[0]) < 0.005
+
+
+def test_gains_stretch_what_leaves_the_codec():
+    """Not what the next token is predicted from, and no token apart."""
+    profile = make_profile()
+    stretching = make_codec(profile=replace(profile, gains=torch.full((kernel.NUM_POINTS,), 1.5)))
+    rows, token_ids = make_run(9, apart=(0, 5))
+    packets, carried = encode(stretching, rows, token_ids)
+    assert packets == encode(make_codec(profile=profile), rows, token_ids)[0]
+    plain, _ = decode(make_codec(profile=profile), packets)
+    stretched, previous = decode(stretching, packets)
+    assert torch.equal(previous, carried)
+    is_usual = [i for i in range(9) if i not in (0, 5)]
+    expected = profile.mean + (plain - profile.mean) * 1.5
+    assert torch.allclose(stretched[is_usual], expected[is_usual], atol=1e-5)
+    assert torch.equal(stretched[[0, 5]], plain[[0, 5]])
+
+
 def expect_independence(codec, device):
     """Runs alone, together, and in chunks."""
     lengths, apart = (9, 1, 5, 12), ((0, 4), (), (4,), (3, 4))

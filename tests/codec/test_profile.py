@@ -26,7 +26,7 @@ hypothesis = pytest.importorskip("hypothesis")
 given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 KEY = "sliceserve.profile"
-TENSORS = ("mean", "offset", "basis", "sensitivity", "rates")
+TENSORS = ("mean", "offset", "basis", "sensitivity", "rates", "gains")
 TOKEN_TENSORS = ("token_weight", "token_ids", "token_rows")
 TABLES = ("frequencies", "centroids", "class_thresholds", "base_scales")
 DATA = make_profile("state").to_bytes()
@@ -55,9 +55,10 @@ def refused(data, match=None):
         Profile.from_bytes(data)
 
 
+@pytest.mark.parametrize("transform", [True, False])
 @pytest.mark.parametrize("predictor", PREDICTORS)
-def test_comes_back_whole(predictor):
-    profile = make_profile(predictor)
+def test_comes_back_whole(predictor, transform):
+    profile = make_profile(predictor, transform=transform)
     again = Profile.from_bytes(profile.to_bytes())
     assert again.to_bytes() == profile.to_bytes()
     assert again.digest == profile.digest
@@ -177,7 +178,7 @@ def test_tensors_that_are_not_finite(name, value):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": 2}, "format 2, this release reads 1; calibrate again"),
+        ({"format": 1}, "format 1, this release reads 2; calibrate again"),
         ({"format": None}, "no codec profile"),
         ({"predictor": "magic"}, "unknown predictor 'magic'"),
         ({"cut": "3"}, "settings are not those"),
@@ -213,15 +214,23 @@ def test_a_profile_with_no_row_of_a_token_of_its_own():
     assert Profile.from_bytes(data).token_rows.shape == (0, HIDDEN_SIZE)
 
 
+@pytest.mark.parametrize("name", ["basis", "token_weight", "state_weight"])
+def test_diagonals_and_matrices_do_not_mix(name):
+    refused(rebuilt(**{name: parts()[1][name].diagonal().contiguous()}), match="has shape")
+
+
 def test_tables_that_the_kernel_refuses():
     frequencies = parts()[1]["frequencies"].numpy().copy()
     frequencies[0, 0, 0, 0] += 1
     refused(rebuilt(frequencies=torch.from_numpy(frequencies)), match="tables cannot be used.*4096")
 
 
-def test_a_basis_that_has_no_inverse():
+@pytest.mark.parametrize("transform", [True, False])
+def test_a_basis_that_has_no_inverse(transform):
     """Decoders do without one, so that it is the first encoder that says so."""
-    data = rebuilt(basis=torch.zeros(HIDDEN_SIZE, HIDDEN_SIZE).half())
-    codec = make_codec(profile=Profile.from_bytes(data))
+    profile = make_profile(transform=transform)
+    basis = profile.basis.clone()
+    basis[3] = 0
+    codec = make_codec(profile=Profile.from_bytes(replace(profile, basis=basis).to_bytes()))
     with pytest.raises(ProfileError, match="basis has no inverse"):
         encode(codec, *make_run(1))

@@ -1,5 +1,7 @@
 """What each aim of the encoder promises of every packet."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from profiles_by_hand import (
@@ -124,10 +126,11 @@ def test_a_step_finer_would_break_the_cap(predictor):
     assert all(8 * len(packet) > cap for packet in finer)
 
 
+@pytest.mark.parametrize("gain", [1.0, 1.1])
 @pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("budget", [1.0, 0.1, 0.003])
-def test_a_distortion_budget_holds_for_every_token(predictor, budget):
-    profile = make_profile(predictor)
+def test_a_distortion_budget_holds_for_every_token(predictor, budget, gain):
+    profile = replace(make_profile(predictor), gains=torch.full((kernel.NUM_POINTS,), gain))
     codec = make_codec(profile=profile, distortion=budget)
     rows, token_ids = make_run(40, apart=(0, 7), profile=profile)
     rows[11] *= 10

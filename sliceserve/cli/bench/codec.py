@@ -30,9 +30,12 @@ async def run(
     hidden_sizes: Sequence[int],
     config: ClientConfig,
     repeats: int,
+    transform: bool = True,
 ) -> list[dict[str, Any]]:
     """One result for each hidden size and codec. Vectors of the model's own size are its hidden
-    states at ``config.split``, others are synthetic. Raises ModelError and CalibrationError."""
+    states at ``config.split``, others are synthetic; so is the calibrated codec's profile, also
+    that of the model's size if it is to do without ``transform``. Raises ModelError and
+    CalibrationError."""
     device = pick_device(config.model).type
     path = resolve_model(config.model.model, config.model.trust_remote_code)
     own_size = ModelSpec.load(path).hidden_size
@@ -48,12 +51,12 @@ async def run(
             for settings in codecs:
                 if settings.name != "calibrated":
                     codec = build_codec(settings, size)
-                elif size == own_size:
+                elif size == own_size and transform:
                     profile = model_profile(config, settings.calibrated)
                     codec = build_codec(settings, size, profile, read_embeddings(path))
                 else:
-                    profile = synthetic_profile(vectors, settings.calibrated)
-                    embed = torch.zeros(1, size).__getitem__
+                    profile = synthetic_profile(vectors, settings.calibrated, transform)
+                    embed = torch.zeros(profile.vocab_size, size).__getitem__
                     codec = build_codec(settings, size, profile, embed)
                 header = {"codec": codec.wire_id, "hidden_size": size, "vectors": source}
                 measured = measure_codec(codec, vectors, repeats, token_ids)

@@ -172,6 +172,10 @@ def codec(
         ),
     ] = "576,4096",
     device: options.Device = None,
+    no_transform: Annotated[
+        bool,
+        typer.Option("--no-transform", help="calibrated: by a profile that has no matrices."),
+    ] = False,
     repeats: Annotated[
         int, typer.Option(min=1, help="Times are the median of so many calls.")
     ] = 50,
@@ -187,5 +191,5 @@ def codec(
     names = codec or get_args(CodecName)
     settings = [options.client_config(None, codec=name).codec for name in names]
     config = options.client_config(None, model=model, split=split, device=device, dtype="float32")
-    results = asyncio.run(run(settings, numbers(hidden_size), config, repeats))
+    results = asyncio.run(run(settings, numbers(hidden_size), config, repeats, not no_transform))
     finish(results, json, *tables(results))

@@ -1,11 +1,9 @@
 """Profiles for measuring the calibrated codec: of the model, and of vectors of other sizes."""
 
-from dataclasses import replace
-
 import torch
 
 from sliceserve.calibration import profiles_of
-from sliceserve.calibration.profiles import measured_rates
+from sliceserve.calibration.profiles import measured as with_rates
 from sliceserve.calibration.tables import fit_tables
 from sliceserve.cli.bench.report import measured
 from sliceserve.cli.bench.vectors import cut_of
@@ -24,14 +22,18 @@ def model_profile(config: ClientConfig, settings: CalibratedConfig) -> Profile:
         return profiles_of(path, [cut], [predictor], progress)[cut, predictor]
 
 
-def synthetic_profile(vectors: torch.Tensor, settings: CalibratedConfig) -> Profile:
-    """For vectors (n, d) that no model made: its matrices foretell nothing and turn nothing, but
-    take the time of those that do. Tables and rates are those of the vectors."""
+def synthetic_profile(
+    vectors: torch.Tensor, settings: CalibratedConfig, transform: bool
+) -> Profile:
+    """For vectors (n, d) that no model made: its matrices, diagonal without ``transform``, foretell
+    nothing and turn nothing, but take the time of those that do. Tables and rates are those of the
+    vectors."""
     states = vectors.cpu()
     hidden_size = states.shape[1]
     components, shifts = states - states.mean(0), torch.zeros(len(states))
     base_step = components.square().mean().sqrt().item() / 16
-    zeros = torch.zeros(hidden_size, hidden_size, dtype=torch.half)
+    identity = torch.eye(hidden_size) if transform else torch.ones(hidden_size)
+    zeros = torch.zeros_like(identity, dtype=torch.half)
     hides = settings.hide_tokens
     profile = Profile(
         model="synthetic",
@@ -42,13 +44,15 @@ def synthetic_profile(vectors: torch.Tensor, settings: CalibratedConfig) -> Prof
         escape_norm=8 * states.norm(dim=1).median().item(),
         mean=states.mean(0),
         offset=states.mean(0),
-        basis=torch.eye(hidden_size).half(),
+        basis=identity.half(),
         sensitivity=torch.zeros(hidden_size + 1),
         rates=torch.zeros(NUM_POINTS),
+        gains=torch.ones(NUM_POINTS),
         token_weight=None if hides else zeros,
         token_ids=None if hides else torch.zeros(1, dtype=torch.int32),
-        token_rows=None if hides else zeros[:1],
+        token_rows=None if hides else torch.zeros(1, hidden_size, dtype=torch.half),
         state_weight=None if hides else zeros,
         tables=fit_tables(components, base_step, shifts),
     )
-    return replace(profile, rates=measured_rates(profile, components[:16], shifts[:16]))
+    energy = components.square().sum(1).mean().item()
+    return with_rates(profile, components[:16], shifts[:16], energy)
