@@ -71,6 +71,7 @@ def evaluate(
     ] = None,
     sparsity: options.Sparsity = None,
     distortion: options.Distortion = None,
+    hide_tokens: options.HideTokens = None,
     tokens_per_frame: Annotated[
         int, typer.Option(min=1, max=512, help="Packets that share a frame, at most.")
     ] = 512,
@@ -109,6 +110,7 @@ def evaluate(
             codec=name and name.strip(),
             sparsity=sparsity,
             distortion=distortion,
+            hide_tokens=hide_tokens,
         )
         for name in (codec.split(",") if codec else [None])
     ]

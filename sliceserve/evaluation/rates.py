@@ -1,5 +1,6 @@
 """The setting of a codec that buys quality with bits, and the finest one that a budget pays for."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -88,12 +89,28 @@ def finest(
             f"{config.name} takes at least {cost:.2f} bits per element on this data, which is "
             f"more than the {budget:g} asked for; raise --bits-per-element"
         )
-    # The setting ``low`` is within the budget, ``high`` is beyond it or does not exist.
-    low, high = 0, knob.num_settings(hidden_size)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if measure(at(middle)) <= budget:
-            low = middle
+    num_settings = knob.num_settings(hidden_size)
+    return at(_last_within(budget, lambda setting: measure(at(setting)), cost, num_settings))
+
+
+def _last_within(
+    budget: float, cost_of: Callable[[int], float], lowest: float, num_settings: int
+) -> int:
+    """The last setting, of rising costs, that is within the budget as 0 is at cost ``lowest``.
+
+    Each look costs seconds: costs rise about evenly, so the next place to look is interpolated;
+    it is the middle where that has not halved what is left, or the upper cost is not known.
+    """
+    # ``low`` is within the budget, ``high`` is beyond it or does not exist.
+    low, high = 0, num_settings
+    low_cost, high_cost = lowest, math.inf
+    interpolates = False
+    while (left := high - low) > 1:
+        share = (budget - low_cost) / (high_cost - low_cost) if interpolates else 0.5
+        place = min(max(low + round(share * left), low + 1), high - 1)
+        if (cost := cost_of(place)) <= budget:
+            low, low_cost = place, cost
         else:
-            high = middle
-    return at(low)
+            high, high_cost = place, cost
+        interpolates = high_cost < math.inf and (2 * (high - low) <= left or not interpolates)
+    return low

@@ -36,6 +36,27 @@ def test_the_budget_is_kept_and_used(budget):
     assert chosen.slicer.sparsity == 0 or bits(chosen) + 8 / SIZE > budget
 
 
+@pytest.mark.parametrize("power", [0.5, 1, 3])
+@given(budget=st.floats(0.001, 3.9))
+def test_few_settings_are_tried(power, budget):
+    """Each costs a pass over the data."""
+    num_tried = 0
+
+    def bits(config):
+        nonlocal num_tried
+        num_tried += 1
+        return 8 * (config.calibrated.bits_per_element / 8) ** power
+
+    try:
+        chosen = finest(CodecConfig(), budget, SIZE, bits).calibrated.bits_per_element
+    except EvaluationError:
+        assert num_tried == 1
+        return
+    assert num_tried <= (6 if power == 1 else 16)
+    assert 8 * (chosen / 8) ** power <= budget
+    assert chosen == 8 or 8 * ((chosen + 1 / 64) / 8) ** power > budget
+
+
 @pytest.mark.parametrize("budget", [2.5, 3.5, 5.0])
 def test_slicer_drops_as_little_as_it_may(budget):
     config = CodecConfig(name="slicer", slicer=SlicerConfig(distortion=0.02))
