@@ -100,7 +100,10 @@ class _Passing:
         with torch.no_grad():
             head = self._model.get_output_embeddings().weight
             slope = (last[0] @ head.T).float().softmax(-1)  # (T, vocab)
-            drawn = torch.multinomial(slope, 1, generator=generator)
+            # By inversion: multinomial draws a number for every entry of the vocabulary.
+            cumulative = slope.cumsum(-1)
+            uniform = torch.rand(len(slope), 1, device=slope.device, generator=generator)
+            drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
             slope.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=slope.dtype))
             slope = slope.to(head.dtype) @ head
         last.backward(slope[None])

@@ -10,7 +10,7 @@ import math
 import torch
 
 # F is estimated from few tokens, and errors are not small: so much of the identity is mixed in.
-_IDENTITY = 0.05
+_IDENTITY = 0.1
 # Steps follow the inverse square root of a token's gradients if raised to 1; errors are not small,
 # and the larger of them cost more than F says.
 _EXPONENT = 0.4

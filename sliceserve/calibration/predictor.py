@@ -7,9 +7,9 @@ import torch
 from sliceserve.codec.profile import Predictor
 
 # Ridge terms, as shares of the variance of the features. The states that a decoder has differ from
-# those that are measured, by the codec's error: about a tenth.
-_RIDGE = 0.04
-_CODING_ERROR = 0.1
+# those that are measured, by the codec's error: about a twentieth.
+_RIDGE = 0.02
+_CODING_ERROR = 0.05
 # A token has a row of its own if it occurs this often; the row is shrunk as if it had occurred
 # as many times more with no residual at all.
 _MIN_COUNT = 3
