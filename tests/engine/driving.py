@@ -17,7 +17,10 @@ def finish(engine, num_steps=2000):
 
 
 class SplitRun:
-    """Heads at several cuts and one tail, in lockstep: what clients and server do over a wire."""
+    """Heads at several cuts and one tail, in lockstep: what clients and server do over a wire.
+
+    Packets are sent as far as the tail gives credit for them.
+    """
 
     def __init__(self, tail, heads, codec="float32/1"):
         """``heads``: cut → head engine."""
@@ -27,6 +30,8 @@ class SplitRun:
         self.cuts = {}
         self.tokens = {}
         self.packets = {}
+        self.credit = {}
+        self.num_sent = {}
         self.finish_reasons = {}
         # Split requests: the packets that their heads began with, and how many the tail had too.
         self.reused = {}
@@ -47,12 +52,13 @@ class SplitRun:
                     sampling=sampling,
                     codec=self.codec,
                     prefix=block_digests(known, self.tail.info.block_size or 1),
+                    may_queue=True,
                 )
             )
             assert answer.opened and answer.num_cached <= answer.wanted <= len(known)
             self.reused[request_id] = (len(known), answer.wanted)
-            rest = AppendPackets(request_id, answer.wanted, known[answer.wanted :])
-            self.take(self.tail.handle(rest))
+            self.credit[request_id], self.num_sent[request_id] = answer.credit, answer.wanted
+            self._send(request_id)
         else:
             self.take(self.tail.handle(_open(request_id, prompt, sampling)))
 
@@ -82,7 +88,10 @@ class SplitRun:
             if output.packets:
                 assert output.start == len(self.packets[request_id])
                 self.packets[request_id] += output.packets
-                self.take(self.tail.handle(AppendPackets(request_id, output.start, output.packets)))
+                self._send(request_id)
+            if output.credit > self.credit.get(request_id, output.credit):
+                self.credit[request_id] = output.credit
+                self._send(request_id)
             for token in output.tokens:
                 self.tokens[request_id].append(token.token_id)
                 if self.cuts[request_id] > 0 and output.finish_reason is None:
@@ -91,6 +100,13 @@ class SplitRun:
             if output.finish_reason is not None:
                 self.finish_reasons[request_id] = output.finish_reason
                 self.end_head(request_id)
+
+    def _send(self, request_id):
+        start, packets = self.num_sent[request_id], self.packets[request_id]
+        stop = min(len(packets), self.credit[request_id])
+        if start < stop:
+            self.num_sent[request_id] = stop
+            self.take(self.tail.handle(AppendPackets(request_id, start, packets[start:stop])))
 
     def end_head(self, request_id):
         if self.cuts[request_id] > 0:
