@@ -1,11 +1,13 @@
 """The order of a step: rotation, arrival, and what each side leaves the other."""
 
 import random
+from typing import get_args
 
 import pytest
 from scheduler_harness import Harness
 
 from sliceserve.configs import SamplingParams
+from sliceserve.configs.engine import PolicyName
 from sliceserve.scheduler.ordering import ByRank
 from sliceserve.scheduler.request import Request
 
@@ -41,11 +43,12 @@ def test_decodes_take_turns_when_they_do_not_all_fit() -> None:
     assert sorted(served) == sorted([f"r{i}" for i in range(8)] * 3)
 
 
+@pytest.mark.parametrize("policy", get_args(PolicyName))
 @pytest.mark.parametrize(("num_rows", "num_slots"), [(1, 1), (2, 1), (1, 2), (4, 4), (9, 3)])
-def test_neither_decodes_nor_prefills_starve(num_rows: int, num_slots: int) -> None:
+def test_neither_decodes_nor_prefills_starve(num_rows: int, num_slots: int, policy: str) -> None:
     num_decodes, num_prompt = 10, 11
     limits = {"max_tokens_per_step": num_rows, "max_requests_per_step": num_slots}
-    harness = Harness(**limits)
+    harness = Harness(policy=policy, **limits)
     for i in range(num_decodes):
         harness.open(f"d{i}", 1, max_tokens=150)
     while harness.scheduler.stats.num_waiting:
