@@ -3,7 +3,7 @@
 Rank 0 is the engine: it schedules, decodes packets and samples. The others, its *followers*, are
 processes that it starts (``engine.follower``); they run the layers and nothing else. Before a pass
 each is told through a pipe which rows there are, and then the rows' hidden states are broadcast.
-A follower ends with its pipe, and the engine with its first follower.
+Followers end when that pipe does, and the engine ends when one of them has.
 """
 
 import contextlib
