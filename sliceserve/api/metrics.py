@@ -135,6 +135,10 @@ class _EngineCollector:
             "num_requests_waiting": ("Requests that wait for memory.", stats.num_waiting),
             "num_requests_detached": ("Requests whose client has gone.", stats.num_detached),
             "held_packet_bytes": ("Packets kept for replay.", stats.held_packet_bytes),
+            "prefix_cache_packet_bytes": (
+                "Packets kept with cached blocks.",
+                stats.cached_packet_bytes,
+            ),
         }
         counters: dict[str, tuple[str, float]] = {
             "num_preemptions": ("Requests that lost their KV blocks.", stats.num_preempted_total),

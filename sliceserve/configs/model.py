@@ -38,13 +38,15 @@ class CacheConfig:
     ``num_tokens`` is how many tokens each segment's pool holds; None sizes it from
     ``memory_fraction`` of what the device has free once the weights are loaded. With
     ``prefix_cache`` the blocks of requests that have ended stay until others need them, and a
-    request that begins with the same inputs takes them over.
+    request that begins with the same inputs takes them over; ``prefix_packet_bytes`` bounds the
+    packets that are kept with them.
     """
 
     block_size: int = 16
     num_tokens: int | None = None
     memory_fraction: float = 0.3
     prefix_cache: bool = True
+    prefix_packet_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         expect(1 <= self.block_size <= 4096, "block_size", "1 to 4096 tokens", self.block_size)
@@ -54,6 +56,8 @@ class CacheConfig:
             f"at least one block of {self.block_size}",
             self.num_tokens,
         )
+        packet_bytes = self.prefix_packet_bytes
+        expect(packet_bytes >= 0, "prefix_packet_bytes", "0 or more", packet_bytes)
         fraction = self.memory_fraction
         expect(0 < fraction < 1, "memory_fraction", "above 0 and below 1", fraction)
 

@@ -61,7 +61,12 @@ def build_engine(
         raise
     scheduler = Scheduler(
         config.scheduler,
-        BlockManager(layers.segments, config.cache.block_size, config.cache.prefix_cache),
+        BlockManager(
+            layers.segments,
+            config.cache.block_size,
+            config.cache.prefix_cache,
+            config.cache.prefix_packet_bytes,
+        ),
         info.max_model_len,
         info.eos_token_ids,
         max_packet_bytes(spec.hidden_size),

@@ -142,6 +142,7 @@ class Engine:
             num_prefix_hit_tokens_total=counts.num_prefix_hit_tokens_total,
             busy_seconds=self._busy_seconds,
             held_packet_bytes=counts.held_packet_bytes,
+            cached_packet_bytes=self._scheduler.blocks.cached_packet_bytes,
             segments=[
                 SegmentStats(
                     first=usage.segment.first,

@@ -205,7 +205,8 @@ class EngineStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     are not live yet: they wait to be admitted.
 
     ``num_prefix_queried_tokens_total`` are positions of prompts that were reached for the first
-    time, ``num_prefix_hit_tokens_total`` those of them that the prefix cache had.
+    time, ``num_prefix_hit_tokens_total`` those of them that the prefix cache had. Live requests
+    keep ``held_packet_bytes`` of packets, cached blocks that nobody uses ``cached_packet_bytes``.
     """
 
     num_live: int
@@ -221,6 +222,7 @@ class EngineStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     num_prefix_hit_tokens_total: int = 0
     busy_seconds: float
     held_packet_bytes: int
+    cached_packet_bytes: int = 0
     segments: list[SegmentStats]
 
 

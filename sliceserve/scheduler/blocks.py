@@ -96,11 +96,16 @@ class BlockManager:
     in all of them: one for every ``block_size`` positions, the last one perhaps not full.
 
     With ``prefix_cache`` full blocks are kept when their requests let go of them, and given to
-    others that begin with the same inputs. A cached block that nobody holds counts as free.
+    others that begin with the same inputs. A cached block that nobody holds counts as free, and
+    ``max_packet_bytes`` bounds the packets that such blocks keep.
     """
 
     def __init__(
-        self, segments: Sequence[Segment], block_size: int, prefix_cache: bool = True
+        self,
+        segments: Sequence[Segment],
+        block_size: int,
+        prefix_cache: bool = True,
+        max_packet_bytes: int = 1 << 30,
     ) -> None:
         if not segments:
             raise SchedulerError("an engine needs at least one segment of layers")
@@ -112,6 +117,7 @@ class BlockManager:
         self._stops = [segment.stop for segment in segments]
         self._holders = [ByRank() for _ in segments]
         self._cache = PrefixCache(len(segments), block_size) if prefix_cache else None
+        self._max_packet_bytes = max_packet_bytes
         self._capacities = [
             block_size * min(segment.num_blocks for segment in segments[i:])
             for i in range(len(segments))
@@ -135,6 +141,11 @@ class BlockManager:
         """Whether the request holds blocks for all that it knows."""
         tables = request.block_tables
         return bool(tables) and len(request.inputs) <= len(tables[-1]) * self.block_size
+
+    @property
+    def cached_packet_bytes(self) -> int:
+        """Of packets that are kept in cached blocks that nobody holds."""
+        return 0 if self._cache is None else self._cache.packet_bytes
 
     def can_grow(self, request: Request, num_tokens: int) -> bool:
         """Whether there are free blocks for positions below ``num_tokens``."""
@@ -198,6 +209,8 @@ class BlockManager:
         step may still be reading them."""
         if self._cache is not None:
             self._cache.release(request)
+            while self._cache.packet_bytes > self._max_packet_bytes:
+                self._free(self._cache.evict_packets())
         for pool, holders, table in zip(
             self.pools, self._holders, request.block_tables, strict=False
         ):
@@ -254,9 +267,11 @@ class BlockManager:
     def _evict(self, segment: int, num_blocks: int) -> None:
         """Evict until ``num_blocks`` of the segment are free."""
         while self._cache is not None and self.pools[segment].num_free < num_blocks:
-            block = self._cache.evict(segment)
-            for pool, kv_block in zip(self.pools[block.lowest :], block.kv_blocks, strict=True):
-                pool.free([kv_block])
+            self._free(self._cache.evict(segment))
+
+    def _free(self, block: CachedBlock) -> None:
+        for pool, kv_block in zip(self.pools[block.lowest :], block.kv_blocks, strict=True):
+            pool.free([kv_block])
 
     def _take(self, request: Request, block: CachedBlock) -> None:
         """Let the request hold a cached block, in the place of one of its own if it has that."""

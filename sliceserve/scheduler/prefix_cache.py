@@ -20,7 +20,8 @@ class CachedBlock:
 
     ``parent`` is the block before it, None at the beginning. ``kv_blocks`` are where its keys and
     values lie, one in each segment from ``lowest`` up. ``packets`` (heads) are what its rows left
-    as. ``num_users`` requests hold it; they hold its parents too. Without any it may be evicted;
+    as; ``packet_bytes`` is the size of the packets that it keeps, as inputs or as these.
+    ``num_users`` requests hold it; they hold its parents too. Without any it may be evicted;
     ``unused_since`` then orders it among those of other segments.
     """
 
@@ -30,6 +31,7 @@ class CachedBlock:
     packets: list[bytes]
     lowest: int
     kv_blocks: list[int]
+    packet_bytes: int
     num_users: int = 0
     unused_since: int = 0
 
@@ -50,13 +52,17 @@ class PrefixCache:
             OrderedDict() for _ in range(num_segments)
         ]
         self._num_released = 0
-
-    def __len__(self) -> int:
-        return len(self._blocks)
+        # Of unused blocks alone: what others keep belongs to live requests, and is counted there.
+        self._packet_bytes = [0] * num_segments
 
     def num_unused(self, segment: int) -> int:
         """KV blocks of the segment that eviction could free."""
         return sum(map(len, self._unused[: segment + 1]))
+
+    @property
+    def packet_bytes(self) -> int:
+        """Of the packets that no live request keeps."""
+        return sum(self._packet_bytes)
 
     def following(self, request: Request) -> CachedBlock | None:
         """The cached block with the known inputs behind those blocks that the request holds."""
@@ -83,16 +89,16 @@ class PrefixCache:
             return None
         start = len(request.cached_blocks) * self._block_size
         rows = slice(start, start + self._block_size)
-        block = CachedBlock(
-            key, _last(request), request.inputs[rows], request.packets[rows], lowest, kv_blocks
-        )
+        inputs, packets = request.inputs[rows], request.packets[rows]
+        packet_bytes = sum(map(len, packets or (inputs if request.entry_layer > 0 else ())))
+        block = CachedBlock(key, _last(request), inputs, packets, lowest, kv_blocks, packet_bytes)
         self._blocks[key] = block
         return block
 
     def hold(self, request: Request, block: CachedBlock) -> None:
         """The request holds the block, the one behind those that it holds."""
-        if block.num_users == 0:
-            self._unused[block.lowest].pop(block, None)
+        if block in self._unused[block.lowest]:
+            self._drop_unused(block)
         block.num_users += 1
         request.cached_blocks.append(block)
 
@@ -104,18 +110,17 @@ class PrefixCache:
                 self._num_released += 1
                 block.unused_since = self._num_released
                 self._unused[block.lowest][block] = None
+                self._packet_bytes[block.lowest] += block.packet_bytes
         request.cached_blocks = []
 
     def evict(self, segment: int) -> CachedBlock:
         """Forget the least recently used block that has KV in ``segment``, and return it. Raises
         SchedulerError if all of them are in use."""
-        oldest = [next(iter(unused)) for unused in self._unused[: segment + 1] if unused]
-        if not oldest:
-            raise SchedulerError(f"nothing that is cached in segment {segment} can be evicted")
-        block = min(oldest, key=lambda block: block.unused_since)
-        del self._unused[block.lowest][block]
-        del self._blocks[block.key]
-        return block
+        return self._evict(range(segment + 1))
+
+    def evict_packets(self) -> CachedBlock:
+        """The same for those that enter where packets are kept."""
+        return self._evict([i for i, num_bytes in enumerate(self._packet_bytes) if num_bytes])
 
     def recall(self, request: Request, digests: Sequence[bytes]) -> None:
         """Let the request know the inputs that it begins with, as far as there are blocks with
@@ -150,10 +155,25 @@ class PrefixCache:
             raise SchedulerError("a request holds a block that is not cached any more")
         if sum(map(len, self._unused)) != sum(b.num_users == 0 for b in self._blocks.values()):
             raise SchedulerError("a block that was evicted is still evictable")
-        for unused in self._unused:
+        for num_bytes, unused in zip(self._packet_bytes, self._unused, strict=True):
+            if num_bytes != sum(block.packet_bytes for block in unused):
+                raise SchedulerError(f"{num_bytes} bytes of cached packets are miscounted")
             if any(a.unused_since >= b.unused_since for a, b in pairwise(unused)):
                 raise SchedulerError("unused blocks are not in the order of their last use")
         return references
+
+    def _evict(self, lowest: Iterable[int]) -> CachedBlock:
+        oldest = [next(iter(self._unused[i])) for i in lowest if self._unused[i]]
+        if not oldest:
+            raise SchedulerError("nothing that is cached can be evicted: all of it is in use")
+        block = min(oldest, key=lambda block: block.unused_since)
+        self._drop_unused(block)
+        del self._blocks[block.key]
+        return block
+
+    def _drop_unused(self, block: CachedBlock) -> None:
+        del self._unused[block.lowest][block]
+        self._packet_bytes[block.lowest] -= block.packet_bytes
 
     def _next_key(self, request: Request) -> Key:
         extend_digests(request.digests, request.inputs, self._block_size)

@@ -97,11 +97,12 @@ class Harness:
         max_model_len: int = 200,
         prefix_cache: bool = False,
         packet_bytes: int = 64,
+        max_cached_packet_bytes: int = 1 << 30,
         **limits: Any,
     ) -> None:
         firsts = (0, *STOPS[:-1])
         segments = [Segment(*edges) for edges in zip(firsts, STOPS, num_blocks, strict=True)]
-        self.blocks = BlockManager(segments, block_size, prefix_cache)
+        self.blocks = BlockManager(segments, block_size, prefix_cache, max_cached_packet_bytes)
         config = SchedulerConfig(**limits)
         self.scheduler = Scheduler(config, self.blocks, max_model_len, {EOS}, packet_bytes)
         self.policy = self.scheduler._queues.policy

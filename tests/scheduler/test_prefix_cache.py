@@ -193,6 +193,20 @@ def test_cached_blocks_are_there_for_whoever_needs_them() -> None:
     assert harness.scheduler.stats.num_preempted_total == 0
 
 
+def test_packets_of_unused_blocks_are_bounded() -> None:
+    block_bytes = [sum(map(len, packets(name, 12)[k : k + 4])) for name in "xy" for k in (0, 4, 8)]
+    harness = make(max_cached_packet_bytes=sum(block_bytes[:3]) + sum(block_bytes[3:5]))
+    harness.open("thin", 9, max_tokens=1)
+    finish(harness, "thin")
+    for request_id in ("x", "y"):
+        harness.open(request_id, 12, entry_layer=8)
+        harness.send(request_id, 0, 12)
+        finish(harness, request_id)
+    # The last block of "x" had to go; what keeps no packets stays.
+    assert num_cached(harness) == [2, 7, 7, 7]
+    assert harness.blocks.cached_packet_bytes == sum(block_bytes[:2]) + sum(block_bytes[3:])
+
+
 def test_two_who_compute_the_same_at_once_end_with_one_copy() -> None:
     harness = make()
     requests = [harness.open(f"x/{i}", PROMPT, max_tokens=2) for i in range(2)]

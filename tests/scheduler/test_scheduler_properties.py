@@ -56,6 +56,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         long_prefill_share=st.floats(0.1, 1),
         target_itl_ms=st.none() | st.floats(0.5, 9),
         prefix_cache=st.booleans(),
+        max_cached_packet_bytes=st.integers(0, 200),
     )
     def start(self, **settings: object) -> None:
         self.harness = Harness(**settings)
@@ -274,6 +275,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.check()
             stats = self.scheduler.stats
             assert stats.num_live == len(self.clients)
+            assert self.harness.blocks.cached_packet_bytes <= self.limits["max_cached_packet_bytes"]
             assert stats.num_prefix_hit_tokens_total <= stats.num_prefix_queried_tokens_total
 
     def teardown(self) -> None:
