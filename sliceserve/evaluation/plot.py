@@ -10,7 +10,7 @@ from sliceserve.evaluation.errors import EvaluationError
 # By codec, and by cut: told apart without colour.
 _MARKERS = "osD^vPX"
 _LINES = ("-", "--", ":", "-.")
-_TICKS = (0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_TICKS = (0.5, 0.6, 0.8, 1, 1.2, 1.6, 2, 2.5, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 
 
 def plot_quality(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -31,12 +31,15 @@ def plot_quality(results: Sequence[dict[str, Any]], path: Path) -> None:
     kl.set_yscale("log")
     kl.set_ylabel("KL to the uncut model, nats")
     _draw(perplexity, results, "ppl_change", 100)
-    perplexity.set_yscale("symlog", linthresh=1)
+    if min(result["ppl_change"] for result in results) > 0:
+        perplexity.set_yscale("log")
+    else:
+        perplexity.set_yscale("symlog", linthresh=1)
+        perplexity.axhline(0, color="0.6", linewidth=0.8)
     perplexity.yaxis.set_major_formatter("{x:g}")
-    perplexity.axhline(0, color="0.6", linewidth=0.8)
     perplexity.set_ylabel("change of perplexity, %")
     first = results[0]
-    perplexity.legend(fontsize=8, frameon=False)
+    figure.legend(*kl.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(f"{first['model']}, {first['tokens']} tokens")
     try:
         figure.savefig(path, dpi=150)
@@ -48,7 +51,7 @@ def _draw(axes: Any, results: Sequence[dict[str, Any]], quality: str, scale: flo
     codecs = list(dict.fromkeys(result["codec"] for result in results))
     bits = [result["bits_per_element"] for result in results]
     lowest, highest = min(bits), max(bits)
-    cuts = list(dict.fromkeys(result["split"] for result in results))
+    cuts = sorted({result["split"] for result in results})
 
     def line(result: dict[str, Any]) -> tuple[str, int]:
         return result["codec"], result["split"]
@@ -68,11 +71,9 @@ def _draw(axes: Any, results: Sequence[dict[str, Any]], quality: str, scale: flo
             markerfacecolor=fill,
             label=f"{codec}, split {cut}",
         )
-        name = f"{codec.split('/')[0]}, {cut}"
-        axes.annotate(name, points[-1], xytext=(7, 3), textcoords="offset points", fontsize=8)
     axes.set_xlabel("bits per element on the wire")
     axes.set_xscale("log", base=2)
     axes.set_xticks([tick for tick in _TICKS if lowest / 1.2 <= tick <= highest * 1.2])
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(x=0.15)
+    axes.margins(x=0.05, y=0.05)
     axes.grid(True, which="major", color="0.9")
