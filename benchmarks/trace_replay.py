@@ -41,6 +41,8 @@ from sliceserve.configs import ClientConfig
 
 _POLICIES = "fcfs,prefill-aware,fair,priority"
 _NUM_WARM_UP = 8
+# A recording begins with a prompt of a few tokens.
+_LEAST_PROMPT = 8
 
 
 async def take_turns(
@@ -176,7 +178,7 @@ def main() -> None:
         None, model=given.model, dtype=given.dtype, split=given.split, codec=given.codec
     )
     arrivals = thin(read_trace(given.trace), given.share, given.num_requests, given.seed)
-    arrivals = scale_lengths(arrivals, given.scale)
+    arrivals = scale_lengths(arrivals, given.scale, _LEAST_PROMPT)
     short_tokens = given.short or int(median(one.num_prompt for one in arrivals))
     rate, arrivals, turns = asyncio.run(take_turns(config, arrivals, given))
     results = compare(turns, arrivals, given.goodput, short_tokens)
