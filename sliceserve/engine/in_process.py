@@ -50,14 +50,18 @@ class InProcessEngine(EngineStreams):
 
     def _run(self) -> None:
         try:
-            engine = build_engine(self._config, self._codec, self._profile)
-            with contextlib.closing(engine):
-                run_loop(engine, self._mailbox)
+            self._live()
         except Exception as error:
             # The last line of defence: whatever ended the engine, its callers must hear of it.
             logger.debug("the engine ended", exc_info=True)
             self._receive_answers([EngineFailed(str(error) or repr(error))])
         self._on_loop(self._ended.set)
+
+    def _live(self) -> None:
+        """The engine's whole life. Its weights are let go on return: a program that exited while
+        they were, after ``stop`` had returned, would end this thread within them, and abort."""
+        with contextlib.closing(build_engine(self._config, self._codec, self._profile)) as engine:
+            run_loop(engine, self._mailbox)
 
     def _receive_answers(self, answers: list[Answer]) -> None:
         self._on_loop(lambda: self._dispatch(answers))
