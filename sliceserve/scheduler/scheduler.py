@@ -150,12 +150,14 @@ class Scheduler:
             if not request.inputs:
                 return
             self._packets.take(request, request.inputs)
-            self._packets.extend(request)
         elif not request.is_head:
             return
         self._queues.discard(request)
         self._adopt(request, request.num_known - request.samples_at(request.num_known))
         self._queues.push(request)
+        if request.entry_layer > 0:
+            # What it knows by now may exceed its credit, and no step may come to raise that.
+            self._packets.extend(request)
 
     def supply(self) -> list[Request]:
         """Admit whom there is room for by now, and give credit to those that were short of it. The

@@ -101,6 +101,23 @@ def test_a_tail_knows_packets_by_their_digests() -> None:
     assert harness.rows() == {"x/1": (PROMPT, PROMPT + 3)}
 
 
+def test_a_prefix_longer_than_the_window_leaves_credit_for_what_follows() -> None:
+    """Nothing is computed until more is sent, so nothing else would raise it."""
+    harness = make(credit_window=4)
+    harness.open("x/1", PROMPT, entry_layer=8)
+    for start in range(0, PROMPT, 4):
+        harness.send("x/1", start, start + 4)
+        harness.step()
+    harness.scheduler.cancel("x/1")
+    digests = block_digests(packets("x/1", PROMPT), 4)
+    request = harness.open("x/1", PROMPT + 3, entry_layer=8, prefix=digests)
+    assert request.num_computed == PROMPT
+    assert request.credit == PROMPT + 4
+    harness.scheduler.check()
+    harness.send("x/1", PROMPT, PROMPT + 3)
+    assert harness.rows() == {"x/1": (PROMPT, PROMPT + 3)}
+
+
 def test_a_tail_whose_whole_prompt_is_cached_samples_without_a_packet() -> None:
     harness = make()
     harness.open("x/1", PROMPT, entry_layer=8)
