@@ -32,8 +32,9 @@ from sliceserve.configs.engine import PolicyName
 from sliceserve.scheduler.blocks import BlockManager, Segment
 from sliceserve.scheduler.errors import RequestRefused
 from sliceserve.scheduler.plan import SampledToken, StepOutput, StepPlan
+from sliceserve.scheduler.reports import Progress
 from sliceserve.scheduler.request import Request
-from sliceserve.scheduler.scheduler import Progress, Scheduler
+from sliceserve.scheduler.scheduler import Scheduler
 
 # Rows of a step and its seconds; between them, on a line.
 STEP_SECONDS = ((1, 0.008), (64, 0.010), (256, 0.018), (512, 0.030))

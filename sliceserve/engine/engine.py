@@ -24,8 +24,9 @@ from sliceserve.engine.runner import BadRow, Runner
 from sliceserve.engine.turnover import Turnover
 from sliceserve.scheduler.errors import RequestRefused
 from sliceserve.scheduler.plan import SampledToken, StepOutput, StepPlan
+from sliceserve.scheduler.reports import Progress
 from sliceserve.scheduler.request import Request
-from sliceserve.scheduler.scheduler import Progress, Scheduler
+from sliceserve.scheduler.scheduler import Scheduler
 
 
 class Engine:

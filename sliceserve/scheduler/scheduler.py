@@ -1,14 +1,11 @@
 """Decides which tokens of which requests each step computes."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
-
-import msgspec
 
 from sliceserve.configs import SchedulerConfig
 from sliceserve.scheduler.admission import Admission
-from sliceserve.scheduler.blocks import BlockManager, SegmentUsage
+from sliceserve.scheduler.blocks import BlockManager
 from sliceserve.scheduler.budget import StepBudget
 from sliceserve.scheduler.errors import RequestRefused, SchedulerError
 from sliceserve.scheduler.packets import PacketStore
@@ -21,37 +18,10 @@ from sliceserve.scheduler.plan import (
 )
 from sliceserve.scheduler.policies import make_policy
 from sliceserve.scheduler.queues import Queues
+from sliceserve.scheduler.reports import Progress, SchedulerStats
 from sliceserve.scheduler.request import Request
+from sliceserve.scheduler.rules import Rules
 from sliceserve.scheduler.step import Step
-
-
-class Progress(msgspec.Struct, frozen=True, gc=False):
-    """What a step did for one request. ``token`` is the one at position ``start``, or the
-    ``packets`` (heads) begin there; a step that only prefilled has neither."""
-
-    request: Request
-    start: int
-    token: SampledToken | None = None
-    packets: list[bytes] = []
-    seconds: float = 0.0
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
-    """``num_running`` have pending tokens and hold blocks, ``num_waiting`` have pending tokens and
-    hold none; the other live requests wait for their clients. ``num_queued`` are not live yet: they
-    wait to be admitted."""
-
-    num_live: int
-    num_queued: int
-    num_running: int
-    num_waiting: int
-    num_preempted_total: int
-    num_prefix_queried_tokens_total: int
-    num_prefix_hit_tokens_total: int
-    held_packet_bytes: int
-    segments: list[SegmentUsage]
 
 
 class Scheduler:
@@ -82,7 +52,7 @@ class Scheduler:
         """``packet_bytes`` is the most that a packet can have."""
         self.blocks = blocks
         self._config = config
-        self._max_model_len = max_model_len
+        self._rules = Rules(blocks, max_model_len)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._requests: dict[str, Request] = {}
         self._admission = Admission(config, blocks)
@@ -118,7 +88,7 @@ class Scheduler:
 
     def max_len(self, entry_layer: int) -> int:
         """The most tokens, prompt and answer together, of a request that enters there."""
-        return min(self._max_model_len, self.blocks.capacity(entry_layer))
+        return self._rules.max_len(entry_layer)
 
     def add(self, request: Request, prefix: Sequence[bytes] = (), may_queue: bool = False) -> None:
         """Admit the request or, with ``may_queue``, let it wait for that; it has no credit then.
@@ -128,7 +98,7 @@ class Scheduler:
         known then and need not come. Raises RequestRefused if there is no room for the request, or
         if it could never be served.
         """
-        self._expect_servable(request)
+        self._rules.expect_servable(request, self._requests)
         request.max_len = self.max_len(request.entry_layer)
         request.rank = self._queues.policy.rank(request, self._num_arrived)
         self._num_arrived += 1
@@ -196,7 +166,7 @@ class Scheduler:
         fresh = items[num_known - start :]
         if not fresh:
             return None
-        self._expect_knowable(request, num_known + len(fresh))
+        self._rules.expect_knowable(request, num_known + len(fresh))
         request.inputs += fresh
         if request.entry_layer > 0:
             self._packets.take(request, request.inputs[num_known:])
@@ -373,43 +343,6 @@ class Scheduler:
             self._admitted.remove(request)
         del self._requests[request.request_id]
 
-    def _expect_servable(self, request: Request) -> None:
-        if request.request_id in self._requests:
-            raise RequestRefused(
-                "invalid_request", f"request {request.request_id} is live; choose another id"
-            )
-        first, stop = self.blocks.segments[0].first, self.blocks.segments[-1].stop
-        if not first <= request.entry_layer < stop:
-            raise RequestRefused(
-                "invalid_request",
-                f"entry layer {request.entry_layer} is outside layers [{first}, {stop}) of this "
-                "engine",
-            )
-        if request.num_prompt < 1:
-            raise RequestRefused("invalid_request", "a prompt must have at least one token")
-        num_inputs = request.num_tokens if request.entry_layer == 0 else 0
-        if request.num_known != num_inputs:
-            raise RequestRefused(
-                "invalid_request",
-                f"expected {num_inputs} tokens of prompt and outputs for a request that enters at "
-                f"layer {request.entry_layer}, got {request.num_known}",
-            )
-        if not request.is_head and len(request.outputs) >= request.sampling.max_tokens:
-            raise RequestRefused(
-                "invalid_request",
-                f"{len(request.outputs)} tokens are given and max_tokens is "
-                f"{request.sampling.max_tokens}: there is nothing to generate",
-            )
-        # A head computes every position; elsewhere one more token must have room.
-        max_len = self.max_len(request.entry_layer) - (not request.is_head)
-        if request.num_tokens > max_len:
-            raise RequestRefused(
-                "context_length_exceeded",
-                f"the request begins with {request.num_tokens} tokens and at most {max_len} fit: "
-                f"the context limit is {self._max_model_len} tokens, the KV cache holds "
-                f"{self.blocks.capacity(request.entry_layer)}",
-            )
-
     def _expect_may_queue(self, request: Request, may_queue: bool) -> None:
         """Send a request away that was not admitted and must not wait for it."""
         num_before = self._admission.num_waiting_of(request.tenant) - 1
@@ -419,21 +352,6 @@ class Scheduler:
         self._remove(request)
         queue = f", and {num_before} requests wait already" if num_before else ""
         raise RequestRefused("overloaded", f"{obstacle}{queue}; try again later")
-
-    def _expect_knowable(self, request: Request, num_known: int) -> None:
-        if request.is_head:
-            max_len = self.max_len(request.entry_layer)
-            if num_known > max_len:
-                raise RequestRefused(
-                    "context_length_exceeded",
-                    f"position {num_known - 1} is past the limit of {max_len} tokens",
-                )
-        elif num_known > request.num_tokens:
-            raise RequestRefused(
-                "invalid_request",
-                f"an input for position {num_known - 1} came before its token was chosen; the "
-                f"last chosen one is at {request.num_tokens - 1}",
-            )
 
     def check(self) -> None:
         """Raise SchedulerError unless every request is in its one place, holds the blocks that it

@@ -8,8 +8,9 @@ from typing import Any
 from sliceserve.configs import SamplingParams, SchedulerConfig
 from sliceserve.scheduler.blocks import BlockManager, Segment
 from sliceserve.scheduler.plan import SampledToken, StepOutput, StepPlan
+from sliceserve.scheduler.reports import Progress
 from sliceserve.scheduler.request import Request
-from sliceserve.scheduler.scheduler import Progress, Scheduler
+from sliceserve.scheduler.scheduler import Scheduler
 
 EOS = 0
 VOCAB = 50

@@ -13,7 +13,7 @@ from sliceserve.configs.engine import PolicyName
 from sliceserve.scheduler.errors import RequestRefused
 from sliceserve.scheduler.plan import StepOutput, StepPlan
 from sliceserve.scheduler.prefix import block_digests
-from sliceserve.scheduler.scheduler import Progress
+from sliceserve.scheduler.reports import Progress
 
 model = FakeModel()
 
