@@ -156,7 +156,8 @@ def measured(
     rates, gains = [], []
     for point in range(kernel.NUM_POINTS):
         points = (point + shifts).long().clamp(0, kernel.NUM_POINTS - 1)
-        packets, decoded = quantization.write(components, points, token_ids)
+        packets, units = quantization.write(components, points, token_ids)
+        decoded = quantization.residual(units, points)
         rates.append(8 * sum(map(len, packets)) / components.numel())
         lost = (residual - decoded).square().sum(1).mean().item() / energy
         gains.append((1 - min(lost, _MAX_LOST)) ** -0.5)

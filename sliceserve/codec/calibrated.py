@@ -15,7 +15,7 @@ from sliceserve.codec.prediction import Embed, Prediction, waves
 from sliceserve.codec.profile import Profile
 from sliceserve.codec.quantization import Quantization
 from sliceserve.codec.rate_control import RateControl
-from sliceserve.codec.rows import codec_errors, expect_one_row_each, expect_rows, refuse_rows
+from sliceserve.codec.rows import codec_errors, expect_one_row_each, expect_rows, refuse_not_finite
 from sliceserve.configs import CalibratedConfig
 from sliceserve.kernels.calibrated import ESCAPE, CalibratedError
 
@@ -63,7 +63,7 @@ class CalibratedCodec:
     def encode(self, hidden: torch.Tensor, runs: Sequence[Run] = ()) -> list[bytes]:
         expect_rows(hidden, self.hidden_size)
         x = hidden.float().contiguous()
-        refuse_rows(~x.isfinite().all(dim=1), "a value is not finite")
+        refuse_not_finite(x, "a value is not finite")
         side = self._side(x.device)
         token_ids = self._token_ids(runs, len(x))
         known = side.prediction.from_tokens(token_ids)
@@ -73,7 +73,8 @@ class CalibratedCodec:
         for rows, current in waves(runs):
             previous = side.prediction.previous_of(current)
             predicted = known[rows] + side.prediction.from_states(previous)
-            written, decoded = self._encode_rows(side, x[rows], predicted, token_ids[rows])
+            written, units, points = self._encode_rows(side, x[rows], predicted, token_ids[rows])
+            decoded = predicted + side.quantization.residual(units, points)
             for row, run, packet, state in zip(rows, current, written, decoded, strict=True):
                 packets[row] = packet
                 run.follow(None if _is_apart(packet) else state)
@@ -81,50 +82,47 @@ class CalibratedCodec:
 
     def decode(self, packets: Sequence[bytes], out: torch.Tensor, runs: Sequence[Run] = ()) -> None:
         expect_one_row_each(packets, out, self.hidden_size)
-        # Predictions follow from float32 states: only rows of another dtype are made elsewhere.
-        states = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
         try:
-            self._decode_into(states, packets, runs)
+            states = self._decoded(packets, runs, out.device)
         except CodecError:
             # Usual packets are read before those apart: another may be the first bad one.
             for i, packet in enumerate(packets):
                 self._check(packet, i)
             raise
-        refuse_rows(~states.isfinite().all(dim=1), "the decoded state is not finite")
-        if states is not out:
-            out.copy_(states)
+        refuse_not_finite(states, "the decoded state is not finite")
+        out.copy_(states)
 
     def check(self, packet: bytes) -> None:
         self._check(packet, 0)
 
     def _encode_rows(
         self, side: "_Side", x: torch.Tensor, predicted: torch.Tensor, token_ids: torch.Tensor
-    ) -> tuple[list[bytes], torch.Tensor]:
-        """Tokens (n, d), their prediction and ids → packets, and the states that a decoder sees
-        where a packet is not apart."""
+    ) -> tuple[list[bytes], torch.Tensor, torch.Tensor]:
+        """Tokens (n, d), their prediction and ids → packets, and what a decoder sees where a packet
+        is not apart: the arguments of ``Quantization.residual``."""
         components = side.quantization.components(x - predicted)
         points = side.rate_control.points(x, predicted, components, token_ids)
-        apart = (points < 0).nonzero().flatten().tolist()
-        if apart:
+        if apart := [i for i, point in enumerate(points.tolist()) if point < 0]:
             components[apart] = 0
-        packets, residual = side.quantization.write(
-            components, points.clamp(min=0).to(x.device), token_ids
-        )
+            points = points.clamp(min=0)
+        points = points.to(x.device)
+        packets, units = side.quantization.write(components, points, token_ids)
         for i in apart:
             token = int(token_ids[i]).to_bytes(_TOKEN_BYTES, "little") if self.predicts else b""
             packets[i] = _APART + token + self._apart.encode(x[i : i + 1])[0]
-        return packets, predicted + residual
+        return packets, units, points
 
-    def _decode_into(
-        self, states: torch.Tensor, packets: Sequence[bytes], runs: Sequence[Run]
-    ) -> None:
-        """Packets → ``states`` (n, d) float32. Raises CodecError without a place in the batch."""
-        side = self._side(states.device)
+    def _decoded(
+        self, packets: Sequence[bytes], runs: Sequence[Run], device: torch.device
+    ) -> torch.Tensor:
+        """Packets → states (n, d) float32. Raises CodecError without a place in the batch."""
+        side = self._side(device)
         residual, points, token_ids = self._read(side, packets)
         known = side.prediction.from_tokens(token_ids)
         if not side.prediction.follows_states:
-            torch.add(known, residual, out=states)
+            states = known + residual
         else:
+            states = torch.empty_like(residual)
             _expect_whole(runs, len(packets))
             for rows, current in waves(runs):
                 previous = side.prediction.previous_of(current)
@@ -133,10 +131,11 @@ class CalibratedCodec:
                 states[rows] = decoded
                 for row, run, state in zip(rows, current, decoded, strict=True):
                     run.follow(None if _is_apart(packets[row]) else state)
-        side.quantization.restored(states, points, out=states)
+        states = side.quantization.restored(states, points)
         for i, packet in enumerate(packets):
             if _is_apart(packet):
                 self._apart.decode([self._vector(packet)], states[i : i + 1])
+        return states
 
     def _read(
         self, side: "_Side", packets: Sequence[bytes]
@@ -156,7 +155,8 @@ class CalibratedCodec:
             for i in set(range(len(packets))).difference(usual):
                 all_ids[i] = self._token_apart(packets[i])
             residual, points, token_ids = all_residuals, all_points, all_ids
-        self._refuse_tokens(token_ids)
+        if self.predicts:
+            self._refuse_tokens(token_ids)
         return residual, points, token_ids
 
     def _check(self, packet: bytes, index: int) -> None:

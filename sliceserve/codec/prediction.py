@@ -37,9 +37,10 @@ class Prediction:
             self._state_weight = profile.state_weight.float().to(device)
 
     def from_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """(n,) int64 on the CPU → (n, d): all terms but that of the previous state."""
+        """(n,) int64 on the CPU → (n, d), or (d,) for all of them: all terms but that of the
+        previous state."""
         if self._embed is None:
-            return self._offset.expand(len(token_ids), -1)
+            return self._offset
         embedded = self._embed(token_ids).to(self._device)
         rows = self._rows[self._place[token_ids.to(self._device)]]
         return self._offset + rows + row_products(embedded, self._token_weight)

@@ -7,6 +7,7 @@ import torch
 
 from sliceserve.codec.profile import Profile, ProfileError
 from sliceserve.kernels import calibrated as kernel
+from sliceserve.kernels.operating_points import from_units, stretched, to_units
 from sliceserve.kernels.row_products import row_products
 
 # What a bit is worth, as squared error in the kernel's units of 1/4096 step²: 0.4 step².
@@ -29,7 +30,11 @@ class Quantization:
         self._stretches = (profile.gains - 1).to(device)
         self._basis = profile.basis.float().to(device)  # (d, d) or (d,)
         points = torch.arange(kernel.NUM_POINTS, device=device)
-        self._steps = profile.base_step * torch.exp2(points / 4)  # (NUM_POINTS,)
+        steps = profile.base_step * torch.exp2(points / 4)  # (NUM_POINTS,)
+        # (NUM_POINTS,): the largest magnitude that each point's step can tell.
+        self.reach = steps * (kernel.MAX_INPUT // _UNITS - 1)
+        self._to_units = _UNITS / steps
+        self._from_units = steps / _UNITS
 
     @cached_property
     def _inverse(self) -> torch.Tensor:
@@ -42,30 +47,30 @@ class Quantization:
 
     def fits(self, components: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """(n,) bool: whether all components are within reach of the points' steps."""
-        return components.abs().amax(dim=1) < self.reach(points)
-
-    def reach(self, points: torch.Tensor) -> torch.Tensor:
-        """(n,): the largest magnitude that each point's step can tell."""
-        return self._steps[points] * (kernel.MAX_INPUT // _UNITS - 1)
+        return components.abs().amax(dim=1) < self.reach[points]
 
     def write(
         self, components: torch.Tensor, points: torch.Tensor, token_ids: torch.Tensor
     ) -> tuple[list[bytes], torch.Tensor]:
-        """Components (n, d) that fit, points (n,) and ids (n,) int64 → a packet each, and the
-        residuals (n, d) as their decoder will see them."""
-        scaled = components * (_UNITS / self._steps[points])[:, None]
-        payloads = token_ids.to(self._device, torch.int32)
-        if not self._payload_bytes:
-            payloads = torch.zeros_like(payloads)
-        packets, units = kernel.encode(
-            scaled.round().to(torch.int32),
-            points.to(self._device, torch.uint8),
+        """Components (n, d) that fit, points (n,) and ids (n,) int64 → a packet each, and the rows
+        as their decoder will see them, in the units of ``residual``."""
+        points = points.to(self._device).contiguous()
+        if self._payload_bytes:
+            payloads = token_ids.to(self._device, torch.int32)
+        else:
+            payloads = torch.zeros(len(points), dtype=torch.int32, device=self._device)
+        return kernel.encode(
+            to_units(components.contiguous(), points, self._to_units),
+            points.to(torch.uint8),
             payloads,
             self._tables,
             LAMBDA,
             self._payload_bytes,
         )
-        return packets, self._residual(units, points)
+
+    def residual(self, units: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """(n, d) int32 in 1/64 of the steps of points (n,) → the residuals (n, d)."""
+        return row_products(from_units(units, points, self._from_units), self._basis)
 
     def read(self, packets: Sequence[bytes]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Packets → residuals (n, d), points (n,) int64, and token ids (n,) int64 on the CPU.
@@ -74,23 +79,16 @@ class Quantization:
             packets, self._tables, self._payload_bytes, self._device
         )
         points = points.long()
-        return self._residual(units, points), points, payloads.cpu().long()
+        return self.residual(units, points), points, payloads.cpu().long()
 
-    def restored(
-        self, states: torch.Tensor, points: torch.Tensor, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def restored(self, states: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Decoded states (n, d) and their points (n,) → (n, d), with the points' gains."""
-        stretch = self._stretches[points][:, None]
-        return torch.addcmul(states, states - self._mean, stretch, out=out)
+        return stretched(states, self._mean, points, self._stretches)
 
     def check(self, packet: bytes) -> int:
         """The token id. Raises CalibratedError unless ``read`` will accept the packet."""
         payloads = kernel.decode([packet], self._tables, self._payload_bytes)[2]
         return int(payloads[0])
-
-    def _residual(self, units: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        scale = (self._steps[points] / _UNITS)[:, None]
-        return row_products(units * scale, self._basis)
 
 
 def inverse(basis: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from sliceserve.codec.profile import Profile
 from sliceserve.codec.quantization import Quantization
 from sliceserve.configs import CalibratedConfig
 from sliceserve.kernels.calibrated import NUM_POINTS
-from sliceserve.kernels.row_products import row_products
+from sliceserve.kernels.operating_points import choose, energies, measures
 
 # How far its sensitivity moves a token's point from the average at most.
 MAX_SHIFT = 6
@@ -31,9 +31,11 @@ class RateControl:
         self._config = config
         self._quantization = quantization
         self._mean = profile.mean.to(device)
-        self._direction = profile.sensitivity[:-1, None].contiguous().to(device)  # (d, 1)
+        self._direction = profile.sensitivity[:-1].contiguous().to(device)
         self._offset = float(profile.sensitivity[-1])
-        self._escape_norm = profile.escape_norm
+        # Held where its square is a float32.
+        self._largest_energy = min(profile.escape_norm, 1e19) ** 2
+        self._reach = quantization.reach.cpu()
         # np.interp wants rising abscissae; more bits is a finer step, a lower point.
         self._base = float(
             np.interp(
@@ -76,13 +78,14 @@ class RateControl:
                 )
             return points.clamp(max=NUM_POINTS - 1)
         if (budget := self._config.distortion) is not None:
-            energy = _energy(x)
+            energy = energies(x)
 
             def is_coarse(points: torch.Tensor) -> torch.Tensor:
                 fits = self._quantization.fits(components, points)
                 reachable = torch.where(fits[:, None], components, 0)
-                _, residual = self._quantization.write(reachable, points, token_ids)
-                error = _energy(x - self._quantization.restored(predicted + residual, points))
+                _, units = self._quantization.write(reachable, points, token_ids)
+                states = predicted + self._quantization.residual(units, points)
+                error = energies(x - self._quantization.restored(states, points))
                 return (fits & (error > budget * energy)).cpu()
 
             points = _first(is_coarse, len(x), NUM_POINTS) - 1
@@ -94,7 +97,7 @@ class RateControl:
         """As many of the largest components (n, d) as the cap has room for at the coarsest step,
         zeros for the others."""
         points = _COARSEST.expand(len(components))
-        reach = self._quantization.reach(_COARSEST)
+        reach = self._quantization.reach[-1]
         reachable = components.nan_to_num().clamp(-reach, reach)
         ranks = reachable.abs().argsort(dim=1, stable=True).argsort(dim=1)  # 0: the smallest
 
@@ -115,17 +118,10 @@ class RateControl:
 
     def _by_sensitivity(self, x: torch.Tensor, components: torch.Tensor) -> torch.Tensor:
         """Tokens whose error moves the answer more than others' get finer steps."""
-        shift = row_products(x - self._mean, self._direction)[:, 0] + self._offset
-        shifted = self._base + shift.clamp(-MAX_SHIFT, MAX_SHIFT)
-        points = shifted.round().long().clamp(0, NUM_POINTS - 1)
-        is_usual = _energy(x) <= self._escape_norm**2
-        return torch.where(is_usual & self._quantization.fits(components, points), points, -1).cpu()
-
-
-def _energy(rows: torch.Tensor) -> torch.Tensor:
-    """(n,): squared norms; as products, so that a row's does not depend on its neighbours."""
-    ones = torch.ones(rows.shape[1], 1, device=rows.device)
-    return row_products(rows.square(), ones)[:, 0]
+        measured = measures(x, self._mean, self._direction, components)
+        return choose(
+            measured, self._base, self._offset, MAX_SHIFT, self._largest_energy, self._reach
+        )
 
 
 def _first(holds: Callable[[torch.Tensor], torch.Tensor], num_rows: int, stop: int) -> torch.Tensor:

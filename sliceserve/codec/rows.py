@@ -1,5 +1,6 @@
 """What the codecs share: rows of hidden states, and packets of one fixed length."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -59,3 +60,10 @@ def refuse_rows(is_bad: torch.Tensor, message: str) -> None:
     """Raise CodecError with the first row that ``is_bad``, (T,) bool, points at."""
     if bool(is_bad.any()):
         raise CodecError(message, int(is_bad.nonzero()[0]))
+
+
+def refuse_not_finite(rows: torch.Tensor, message: str) -> None:
+    """Raise CodecError with the first row of (T, d) that is not finite."""
+    # A sum takes a fraction of the time of a look at each value. It may overflow where none is bad.
+    if not math.isfinite(rows.sum().item()):
+        refuse_rows(~rows.isfinite().all(dim=1), message)

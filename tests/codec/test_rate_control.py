@@ -173,8 +173,8 @@ def recoded(profile, rows, token_ids, points):
     ids = torch.tensor(token_ids)
     predicted = prediction.from_tokens(ids)
     components = quantization.components(rows - predicted)
-    packets, residual = quantization.write(components, torch.tensor(points), ids)
-    return packets, predicted + residual
+    packets, units = quantization.write(components, torch.tensor(points), ids)
+    return packets, predicted + quantization.residual(units, torch.tensor(points))
 
 
 @pytest.mark.parametrize(
