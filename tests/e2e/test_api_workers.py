@@ -167,11 +167,11 @@ async def test_the_death_of_a_worker_ends_its_sockets_only(pair, heads):
         expected = await tokens_of(sessions[0], PROMPT, SAMPLED)
         expected_text = await thin_text(thins[other][0])
 
+        running = [session.generate(PROMPT, SAMPLED) for session in sessions]
+        texts = [[(await anext(steps)).token.token_id for _ in range(5)] for steps in running]
         began = [asyncio.Event() for _ in range(2)]
         doomed = asyncio.create_task(thin_text(thins[victim][0], began[0]))
         spared = asyncio.create_task(thin_text(thins[other][0], began[1]))
-        running = [session.generate(PROMPT, SAMPLED) for session in sessions]
-        texts = [[(await anext(steps)).token.token_id for _ in range(5)] for steps in running]
         await asyncio.gather(*(event.wait() for event in began))
         workers(pair)[victim].kill()
 

@@ -65,7 +65,7 @@ async def test_clients_that_do_not_fit(server, others, heads, tmp_path):
         ({"cut": 0}, "cut_not_offered"),
         ({"cut": 2**31}, "cut_not_offered"),
         ({"codec": "zip/1"}, "unsupported_codec"),
-        ({"protocol": 2}, "unsupported_protocol"),
+        ({"protocol": 99}, "unsupported_protocol"),
         ({"resume_token": "guess"}, "invalid_resume_token"),
     ):
         async with contextlib.aclosing(RawLine(await dialer(server)())) as line:
@@ -180,7 +180,7 @@ BAD_FRAMES = {
 BAD_OPENINGS = {
     "a wrong type": opening(num_prompt="three"),
     "no tokens": opening(num_prompt=0),
-    "an unknown field": opening(priority=1),
+    "an unknown field": opening(colour="red"),
     "a temperature below 0": opening(sampling={"temperature": -1.0}),
     "a temperature of NaN": opening(sampling={"temperature": float("nan")}),
     "an output outside the vocabulary": opening(outputs=[49152]),
