@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sliceserve.kernels.linear import PackedLinear, reference
+from sliceserve.kernels.linear import PackedLinear, cpu, reference
 
 
 @pytest.fixture
@@ -11,7 +11,9 @@ def device(backend) -> str:
     return backend.device
 
 
-@pytest.mark.parametrize(("num_rows", "in_features", "out_features"), [(1, 63, 100), (63, 100, 7)])
+@pytest.mark.parametrize(
+    ("num_rows", "in_features", "out_features"), [(1, 63, 100), (17, 576, 40), (63, 100, 7)]
+)
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_packed_linear(
     device, dtype_and_tolerance, relative_error, num_rows, in_features, out_features, with_bias
@@ -39,3 +41,10 @@ def test_the_callers_weight_is_neither_kept_nor_changed_once_packed():
     weight.zero_()
     assert torch.equal(layer(x), before)
     assert (layer.out_features, layer.in_features) == (64, 32)
+
+
+def test_few_numbers_of_rows_are_computed():
+    for num_rows in range(1, 1025):
+        assert num_rows <= cpu.rows_computed(num_rows) <= num_rows * 9 / 8
+    assert [cpu.rows_computed(n) for n in (1, 7, 16, 17, 255, 512)] == [1, 7, 16, 18, 256, 512]
+    assert len({cpu.rows_computed(n) for n in range(1, 1025)}) == 64
