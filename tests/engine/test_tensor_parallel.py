@@ -34,7 +34,9 @@ def prompts(num, seed):
 
 
 def followers(pid):
-    return psutil.Process(pid).children(recursive=True)
+    """The ranks below a process, which may have started servers for other tests too."""
+    children = psutil.Process(pid).children(recursive=True)
+    return [child for child in children if "sliceserve.engine.follower" in child.cmdline()]
 
 
 def expect_gone(processes):
