@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from predictive import WIRE_ID, PredictiveCodec
 
+from sliceserve.codec.registry import known_codecs
 from sliceserve.configs import (
     CacheConfig,
     CodecConfig,
@@ -11,9 +13,11 @@ from sliceserve.configs import (
     ModelConfig,
     SchedulerConfig,
 )
+from sliceserve.engine import build, runner
 from sliceserve.engine.build import build_engine
 
 NUM_LAYERS = 6
+HIDDEN_SIZE = 72
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +28,7 @@ def tiny_model(tmp_path_factory):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=300,
-        hidden_size=72,
+        hidden_size=HIDDEN_SIZE,
         intermediate_size=100,
         num_hidden_layers=NUM_LAYERS,
         num_attention_heads=6,
@@ -97,3 +101,16 @@ def make_engine(tiny_model):
         assert stats.num_live == 0
         assert stats.held_packet_bytes == 0
         assert all(s.num_free == s.num_blocks for s in stats.segments)
+
+
+@pytest.fixture
+def codec(monkeypatch):
+    """All engines made from now on speak this codec, heads as encoder."""
+    codec = PredictiveCodec(HIDDEN_SIZE)
+    plain = runner.codec_for_wire
+    monkeypatch.setattr(build, "known_codecs", lambda: [*known_codecs(), WIRE_ID])
+    monkeypatch.setattr(build, "build_codec", lambda *_: codec)
+    monkeypatch.setattr(
+        runner, "codec_for_wire", lambda name, d: codec if name == WIRE_ID else plain(name, d)
+    )
+    return codec

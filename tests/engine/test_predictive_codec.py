@@ -5,31 +5,16 @@ import random
 import pytest
 import torch
 from driving import SplitRun, finish
-from predictive import WIRE_ID, PredictiveCodec
+from predictive import WIRE_ID
 
 from sliceserve.codec.base import Run
-from sliceserve.codec.registry import known_codecs
 from sliceserve.configs import SamplingParams
-from sliceserve.engine import build, runner
 from sliceserve.engine.messages import AppendPackets, Cancel, Detach, Open
 from sliceserve.scheduler.errors import SchedulerError
 from sliceserve.scheduler.plan import ScheduledRequest, StepPlan
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 HIDDEN_SIZE = 72
-
-
-@pytest.fixture
-def codec(monkeypatch):
-    """All engines made from now on speak this codec, heads as encoder."""
-    codec = PredictiveCodec(HIDDEN_SIZE)
-    plain = runner.codec_for_wire
-    monkeypatch.setattr(build, "known_codecs", lambda: [*known_codecs(), WIRE_ID])
-    monkeypatch.setattr(build, "build_codec", lambda *_: codec)
-    monkeypatch.setattr(
-        runner, "codec_for_wire", lambda name, d: codec if name == WIRE_ID else plain(name, d)
-    )
-    return codec
 
 
 def prompts(num, seed, longest=40):

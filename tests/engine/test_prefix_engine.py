@@ -5,12 +5,10 @@ import random
 import pytest
 import torch
 from driving import SplitRun, finish
-from predictive import WIRE_ID, PredictiveCodec
+from predictive import WIRE_ID
 
 from sliceserve.codec.base import Run
-from sliceserve.codec.registry import known_codecs
 from sliceserve.configs import SamplingParams
-from sliceserve.engine import build, runner
 from sliceserve.engine.messages import Cancel, Open
 from sliceserve.scheduler.prefix import block_digests
 
@@ -80,19 +78,6 @@ def test_without_the_cache_nothing_is_found(make_engine):
         engine.handle(thin("a", list(range(3, 33))))
         assert finish(engine)[0].num_cached == 0
     assert all(segment.num_cached == 0 for segment in engine.stats().segments)
-
-
-@pytest.fixture
-def codec(monkeypatch):
-    """All engines made from now on speak this codec, heads as encoder."""
-    codec = PredictiveCodec(HIDDEN_SIZE)
-    plain = runner.codec_for_wire
-    monkeypatch.setattr(build, "known_codecs", lambda: [*known_codecs(), WIRE_ID])
-    monkeypatch.setattr(build, "build_codec", lambda *_: codec)
-    monkeypatch.setattr(
-        runner, "codec_for_wire", lambda name, d: codec if name == WIRE_ID else plain(name, d)
-    )
-    return codec
 
 
 @pytest.mark.parametrize(
