@@ -51,6 +51,16 @@ def test_the_calibrated_codec_is_measured_at_any_size(tiny_model, profile):
     assert "core" in result.stderr
 
 
+def test_states_of_the_model_are_measured_without_a_transform(tiny_model):
+    args = ["--model", tiny_model, "--device", "cpu", "--split", "4", "--hidden-size", "72"]
+    args += ["--repeats", "2", "--codec", "calibrated", "--no-transform", "--json"]
+    result = CliRunner().invoke(app, ["bench", "codec", *args])
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    measured = json.loads(result.stdout)
+    assert measured["hidden_size"] == 72
+    assert measured["vectors"].startswith("hidden states of")
+
+
 @pytest.mark.parametrize("transform", [True, False])
 @pytest.mark.parametrize("hide_tokens", [False, True])
 def test_a_synthetic_profile_aims_at_the_bits_that_are_asked_for(hide_tokens, transform):

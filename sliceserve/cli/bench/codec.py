@@ -46,20 +46,23 @@ async def run(
                 vectors, token_ids = await model_states(config, BATCH_SIZE)
                 source = f"hidden states of {config.model.model}"
             else:
-                vectors, token_ids = heavy_tailed(size, BATCH_SIZE, device), [0] * BATCH_SIZE
+                vectors, token_ids = heavy_tailed(size, BATCH_SIZE, device), None
                 source = "synthetic, heavy-tailed"
             for settings in codecs:
+                ids = token_ids
                 if settings.name != "calibrated":
                     codec = build_codec(settings, size)
                 elif size == own_size and transform:
                     profile = model_profile(config, settings.calibrated)
                     codec = build_codec(settings, size, profile, read_embeddings(path))
                 else:
+                    # It knows one token only.
+                    ids = None
                     profile = synthetic_profile(vectors, settings.calibrated, transform)
                     embed = torch.zeros(profile.vocab_size, size).__getitem__
                     codec = build_codec(settings, size, profile, embed)
                 header = {"codec": codec.wire_id, "hidden_size": size, "vectors": source}
-                measured = measure_codec(codec, vectors, repeats, token_ids)
+                measured = measure_codec(codec, vectors, repeats, ids)
                 results.append(header | {"device": device} | measured)
                 advance()
     return results
