@@ -15,7 +15,7 @@ from sliceserve.api.errors import ApiError, as_api_error, invalid
 from sliceserve.api.gate import tenant_of
 from sliceserve.api.metrics import Metrics, RequestTimer
 from sliceserve.api.protocol import GenerationRequest
-from sliceserve.api.responses import PromptTokensDetails, Reply, Usage
+from sliceserve.api.replies import PromptTokensDetails, Reply, Usage
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.generation import Caller, GenerationError, TextChunk, stream_text
 

@@ -15,7 +15,7 @@ from sliceserve.api.errors import invalid
 from sliceserve.api.logprobs import chat_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import ChatCompletionRequest, ChatMessage
-from sliceserve.api.responses import ChatChoice, ChatChunkChoice, Delta, Message, Reply, Usage
+from sliceserve.api.replies import ChatChoice, ChatChunkChoice, Delta, Message, Reply, Usage
 from sliceserve.engine.generation import TextChunk
 from sliceserve.models.errors import ModelError
 

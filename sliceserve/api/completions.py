@@ -16,7 +16,7 @@ from sliceserve.api.errors import invalid
 from sliceserve.api.logprobs import completion_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import CompletionRequest
-from sliceserve.api.responses import CompletionChoice, Reply, Usage
+from sliceserve.api.replies import CompletionChoice, Reply, Usage
 from sliceserve.engine.generation import TextChunk
 from sliceserve.models.tokenizer import Tokenizer
 

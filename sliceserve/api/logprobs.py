@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sliceserve.api.responses import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from sliceserve.api.replies import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from sliceserve.engine.generation import TextChunk
 from sliceserve.models.tokenizer import Tokenizer
 from sliceserve.scheduler.plan import Logprob, SampledToken

@@ -1,0 +1,12 @@
+"""What the generating endpoints accept, one module an endpoint."""
+
+from sliceserve.api.protocol.chat import ChatCompletionRequest, ChatMessage
+from sliceserve.api.protocol.completions import CompletionRequest
+from sliceserve.api.protocol.generation import GenerationRequest
+
+__all__ = [
+    "ChatCompletionRequest",
+    "ChatMessage",
+    "CompletionRequest",
+    "GenerationRequest",
+]

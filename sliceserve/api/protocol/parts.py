@@ -1,0 +1,65 @@
+"""Types that fields of requests share, and how strict they are.
+
+Fields are checked strictly: no unknown names, no strings for numbers. A parameter that OpenAI has
+and this server has not is accepted at the value at which it does nothing, and refused otherwise, so
+that nobody believes in a parameter that was never applied.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+
+
+def neutral(*values: Any) -> AfterValidator:
+    """Accept only what changes nothing."""
+
+    def check(value: Any) -> Any:
+        if value is None or any(value == neutral for neutral in values):
+            return value
+        raise PydanticCustomError(
+            "unsupported_parameter",
+            "This parameter is not supported by this server; leave it out or send {neutral}.",
+            {"neutral": " or ".join(repr(v).lower() for v in values) or "null"},
+        )
+
+    return AfterValidator(check)
+
+
+def one_of(sentence: str) -> WrapValidator:
+    """One sentence for a union's failure, instead of one for each of its branches."""
+
+    def check(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise PydanticCustomError("union_type", "expected {s}", {"s": sentence}) from error
+
+    return WrapValidator(check)
+
+
+def _expect_unicode(text: str) -> str:
+    # JSON can spell half of a surrogate pair, which no tokenizer and no answer can hold.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("not valid Unicode: it has half of a surrogate pair") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_expect_unicode)]
+TokenId = Annotated[int, Field(ge=0)]
+StopString = Annotated[Text, Field(min_length=1)]
+
+
+class Part(BaseModel):
+    """Base of everything in a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
