@@ -1,7 +1,6 @@
 """The HTTP application: the same for a server and for a gateway on the device."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +16,16 @@ from sliceserve.api.errors import install_error_handlers
 from sliceserve.api.gate import Gate
 from sliceserve.api.lifecycle import Lifecycle
 from sliceserve.api.metrics import Metrics
-from sliceserve.api.protocol import ChatCompletionRequest, CompletionRequest
+from sliceserve.api.models import ModelCards
+from sliceserve.api.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from sliceserve.api.replies import Version, as_json
 from sliceserve.api.split import SplitEndpoint, SplitLimits
+from sliceserve.api.tokenization import detokenize, tokenize
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.messages import EngineStats
 
@@ -46,6 +53,7 @@ def create_app(
     install_error_handlers(app)
     app.add_middleware(Gate, api_keys=api_keys or {}, lifecycle=lifecycle)
     _add_openai_routes(app, backend, metrics)
+    _add_tokenizer_routes(app, backend)
     _add_status_routes(app, backend, lifecycle, metrics)
     if backend.engine is not None:
         split = SplitEndpoint(backend.models[0], backend.engine, lifecycle, metrics, split_limits)
@@ -54,23 +62,16 @@ def create_app(
 
 
 def _add_openai_routes(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
-    created = int(time.time())
+    cards = ModelCards(backend)
 
-    def card(name: str) -> dict[str, Any]:
-        card = {"id": name, "object": "model", "created": created, "owned_by": "sliceserve"}
-        if backend.generator is not None:
-            card["max_model_len"] = backend.generator.max_model_len
-        return card
-
-    @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [card(name) for name in backend.models]}
+    @app.get("/v1/models", response_model=None)
+    async def list_models() -> Response:
+        return as_json(cards.all)
 
     # Hub names have a slash in them.
-    @app.get("/v1/models/{name:path}")
-    async def retrieve_model(name: str) -> dict[str, Any]:
-        backend.expect_model(name)
-        return card(name)
+    @app.get("/v1/models/{name:path}", response_model=None)
+    async def retrieve_model(name: str) -> Response:
+        return as_json(cards.one(name))
 
     @app.post("/v1/completions", response_model=None)
     async def completions(http: Request, request: CompletionRequest) -> Response:
@@ -79,6 +80,20 @@ def _add_openai_routes(app: FastAPI, backend: Backend, metrics: Metrics) -> None
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(http: Request, request: ChatCompletionRequest) -> Response:
         return await create_chat_completion(http, request, backend, metrics)
+
+
+def _add_tokenizer_routes(app: FastAPI, backend: Backend) -> None:
+    @app.post("/tokenize", response_model=None)
+    async def tokenize_prompt(request: TokenizeRequest) -> Response:
+        return await tokenize(request, backend)
+
+    @app.post("/detokenize", response_model=None)
+    async def detokenize_tokens(request: DetokenizeRequest) -> Response:
+        return await detokenize(request, backend)
+
+    @app.get("/tokenizer_info", response_model=None)
+    async def tokenizer_info() -> JSONResponse:
+        return JSONResponse(backend.tokenizer.describe())
 
 
 def _add_status_routes(
@@ -101,9 +116,9 @@ def _add_status_routes(
             return JSONResponse({"status": "dead", "message": str(error)}, 503)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/version")
-    async def version() -> dict[str, str]:
-        return {"version": __version__}
+    @app.get("/version", response_model=None)
+    async def version() -> Response:
+        return as_json(Version(__version__))
 
     @app.get("/metrics", response_model=None)
     async def expose_metrics() -> Response:

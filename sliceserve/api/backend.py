@@ -24,6 +24,14 @@ class Backend:
     engine: EngineClient | None
     stats: Callable[[], Awaitable[EngineStats]]
 
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        if self.generator is not None:
+            return self.generator.max_model_len
+        assert self.engine is not None
+        return self.engine.info.max_model_len
+
     def expect_model(self, name: str) -> None:
         """Raise ApiError 404 for a model that is not served here."""
         if name not in self.models:

@@ -26,7 +26,7 @@ async def create_chat_completion(
     """Answer a conversation. Raises ApiError."""
     backend.expect_model(request.model)
     backend.expect_generator()
-    turns = [_template_turn(message) for message in request.messages]
+    turns = [template_turn(message) for message in request.messages]
     try:
         prompt = await asyncio.to_thread(backend.tokenizer.chat_prompt, turns)
     except ModelError as error:
@@ -35,7 +35,7 @@ async def create_chat_completion(
     return await answer(http, job, _ChatFormat(request.model, backend), backend, metrics)
 
 
-def _template_turn(message: ChatMessage) -> dict[str, Any]:
+def template_turn(message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates know it; to them a developer is the system."""
     turn = message.model_dump(include={"name", "tool_call_id"}, exclude_none=True)
     role = "system" if message.role == "developer" else message.role

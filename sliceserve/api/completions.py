@@ -17,6 +17,7 @@ from sliceserve.api.logprobs import completion_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import CompletionRequest
 from sliceserve.api.replies import CompletionChoice, Reply, Usage
+from sliceserve.api.tokenization import expect_known
 from sliceserve.engine.generation import TextChunk
 from sliceserve.models.tokenizer import Tokenizer
 
@@ -38,11 +39,7 @@ def _token_ids(prompts: Sequence[str | list[int]], tokenizer: Tokenizer) -> list
     encoded = []
     for prompt in prompts:
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        unknown = next((i for i in ids if i >= tokenizer.vocab_size), None)
-        if unknown is not None:
-            raise invalid(
-                f"token id {unknown} is outside the vocabulary of {tokenizer.vocab_size}", "prompt"
-            )
+        expect_known(ids, tokenizer, "prompt")
         encoded.append(ids)
     return encoded
 

@@ -1,4 +1,4 @@
-"""What every request to /v1 passes first: keys, the size of its body, and the server's mood."""
+"""What every request for the model passes first: keys, the size of its body, the server's mood."""
 
 import hmac
 from collections.abc import Mapping
@@ -12,11 +12,14 @@ from sliceserve.api.lifecycle import Lifecycle
 from sliceserve.configs import DEFAULT_TENANT
 
 MAX_BODY_BYTES = 16 << 20
+# vLLM's endpoints that are not under /v1, but have as much work to do.
+_GUARDED = ("/tokenize", "/detokenize", "/tokenizer_info")
 
 
 class Gate:
-    """ASGI middleware. Refuses requests under /v1 before anything else looks at them, WebSockets
-    included (they get an HTTP answer instead of an upgrade), and counts those that are live.
+    """ASGI middleware. Refuses requests under /v1 and for the tokenizer before anything else looks
+    at them, WebSockets included (they get an HTTP answer instead of an upgrade), and counts those
+    that are live.
 
     ``api_keys`` are keys and their tenants; `tenant_of` tells a route whose request it has. With no
     keys everybody may enter. While draining, questions (GET) are still answered.
@@ -28,7 +31,7 @@ class Gate:
         self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or not scope["path"].startswith("/v1/"):
+        if scope["type"] not in ("http", "websocket") or not _is_guarded(scope["path"]):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -65,6 +68,10 @@ class Gate:
                 "invalid_api_key",
             )
         return matches[0]
+
+
+def _is_guarded(path: str) -> bool:
+    return path.startswith("/v1/") or path in _GUARDED
 
 
 def tenant_of(connection: HTTPConnection) -> str:

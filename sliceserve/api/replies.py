@@ -1,12 +1,19 @@
-"""What /v1/completions and /v1/chat/completions answer, whole or in chunks.
+"""What the endpoints answer, whole or in chunks.
 
 msgspec structs: one is encoded for each token of each stream, and UNSET says which fields a chunk
 leaves out rather than sends as null.
 """
 
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 from msgspec import UNSET, Struct, UnsetType
+from starlette.responses import Response
+
+
+def as_json(reply: Struct) -> Response:
+    """The whole answer to a request."""
+    return Response(msgspec.json.encode(reply), media_type="application/json")
 
 
 class PromptTokensDetails(Struct, frozen=True):
@@ -92,3 +99,55 @@ class ChatChunkChoice(Struct, frozen=True, kw_only=True):
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+
+
+class ModelPermission(Struct, frozen=True, kw_only=True):
+    """What OpenAI once said of each model; clients of that time still look for it."""
+
+    id: str
+    object: Literal["model_permission"] = "model_permission"
+    created: int
+    allow_create_engine: bool = False
+    allow_sampling: bool = True
+    allow_logprobs: bool = True
+    allow_search_indices: bool = False
+    allow_view: bool = True
+    allow_fine_tuning: bool = False
+    organization: str = "*"
+    group: str | None = None
+    is_blocking: bool = False
+
+
+class ModelCard(Struct, frozen=True, kw_only=True):
+    """OpenAI's description of a model, and what vLLM adds to it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "sliceserve"
+    root: str
+    parent: str | None = None
+    max_model_len: int
+    permission: list[ModelPermission]
+
+
+class ModelList(Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Tokenized(Struct, frozen=True, kw_only=True):
+    """``max_model_len`` is the most tokens of prompt and answer together."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(Struct, frozen=True):
+    prompt: str
+
+
+class Version(Struct, frozen=True):
+    version: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,16 +67,39 @@ class Tokenizer:
         """Text of tokens; ids that the vocabulary does not have are left out."""
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as the vocabulary spells them, in which a space may be another character; ids that
+        it does not have are empty."""
+        return [self.backend.id_to_token(i) or "" for i in ids]
+
+    def describe(self) -> dict[str, Any]:
+        """What tokenizer_config.json says: its class, its special tokens, its chat template."""
+        config = {
+            name: value
+            for name, value in self._pretrained.init_kwargs.items()
+            # Paths are this machine's own business, and objects have no name in JSON.
+            if not name.endswith(("_file", "_path")) and _is_plain(value)
+        }
+        special = {name: str(token) for name, token in self._pretrained.special_tokens_map.items()}
+        return {
+            **config,
+            **special,
+            "tokenizer_class": type(self._pretrained).__name__,
+            "chat_template": self._pretrained.chat_template,
+        }
+
     def chat_prompt(
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
         **template_kwargs: Any,
     ) -> list[int]:
         """Token ids of a conversation, as the model's chat template writes it.
 
         ``messages`` have "role" and "content"; ``template_kwargs`` (``tools``, ``enable_thinking``,
-        …) go to the template. Raises ModelError if there is no template, or it refuses.
+        …) go to the template. ``add_special_tokens`` adds to the special tokens that the template
+        writes those of ``encode``. Raises ModelError if there is no template, or it refuses.
         """
         if not self._pretrained.chat_template:
             raise ModelError(
@@ -94,5 +118,12 @@ class Tokenizer:
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise ModelError(f"the chat template cannot render these messages: {error}") from error
-        # The template has written the special tokens itself.
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(text, add_special_tokens)
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

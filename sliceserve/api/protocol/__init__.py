@@ -3,10 +3,13 @@
 from sliceserve.api.protocol.chat import ChatCompletionRequest, ChatMessage
 from sliceserve.api.protocol.completions import CompletionRequest
 from sliceserve.api.protocol.generation import GenerationRequest
+from sliceserve.api.protocol.tokenization import DetokenizeRequest, TokenizeRequest
 
 __all__ = [
     "ChatCompletionRequest",
     "ChatMessage",
     "CompletionRequest",
+    "DetokenizeRequest",
     "GenerationRequest",
+    "TokenizeRequest",
 ]

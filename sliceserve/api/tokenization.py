@@ -1,0 +1,68 @@
+"""POST /tokenize and /detokenize, as vLLM has them."""
+
+import asyncio
+from collections.abc import Sequence
+
+from starlette.responses import Response
+
+from sliceserve.api.backend import Backend
+from sliceserve.api.chat import template_turn
+from sliceserve.api.errors import invalid
+from sliceserve.api.protocol import DetokenizeRequest, TokenizeRequest
+from sliceserve.api.replies import Detokenized, Tokenized, as_json
+from sliceserve.models.errors import ModelError
+from sliceserve.models.tokenizer import Tokenizer
+
+
+async def tokenize(request: TokenizeRequest, backend: Backend) -> Response:
+    """Token ids of a text or a chat. Raises ApiError."""
+    _expect_model(request.model, backend)
+    tokenizer = backend.tokenizer
+    tokens = await asyncio.to_thread(_token_ids, request, tokenizer)
+    return as_json(
+        Tokenized(
+            count=len(tokens),
+            max_model_len=backend.max_model_len,
+            tokens=tokens,
+            token_strs=tokenizer.token_strings(tokens) if request.return_token_strs else None,
+        )
+    )
+
+
+async def detokenize(request: DetokenizeRequest, backend: Backend) -> Response:
+    """Text of tokens, special ones included. Raises ApiError."""
+    _expect_model(request.model, backend)
+    expect_known(request.tokens, backend.tokenizer, "tokens")
+    text = await asyncio.to_thread(backend.tokenizer.decode, request.tokens, False)
+    return as_json(Detokenized(text))
+
+
+def expect_known(ids: Sequence[int], tokenizer: Tokenizer, param: str) -> None:
+    """Raise ApiError for a token id that the vocabulary does not have."""
+    unknown = next((i for i in ids if i >= tokenizer.vocab_size), None)
+    if unknown is not None:
+        raise invalid(
+            f"token id {unknown} is outside the vocabulary of {tokenizer.vocab_size}", param
+        )
+
+
+def _expect_model(name: str | None, backend: Backend) -> None:
+    # Unlike in OpenAI's own endpoints, it may be left out.
+    if name is not None:
+        backend.expect_model(name)
+
+
+def _token_ids(request: TokenizeRequest, tokenizer: Tokenizer) -> list[int]:
+    if request.messages is None:
+        return tokenizer.encode(request.prompt or "", request.add_special_tokens is not False)
+    goes_on = bool(request.continue_final_message)
+    begins = not goes_on if request.add_generation_prompt is None else request.add_generation_prompt
+    try:
+        return tokenizer.chat_prompt(
+            [template_turn(message) for message in request.messages],
+            add_generation_prompt=begins,
+            add_special_tokens=bool(request.add_special_tokens),
+            continue_final_message=goes_on,
+        )
+    except ModelError as error:
+        raise invalid(str(error), "messages") from error
