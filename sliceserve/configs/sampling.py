@@ -6,6 +6,7 @@ from sliceserve.configs.validation import expect
 
 MAX_STOP_TOKENS = 64
 MAX_LOGPROBS = 20
+MAX_GUIDE_CHARS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +17,8 @@ class SamplingParams:
     off. ``seed`` None draws one. ``logprobs`` is how many alternatives are reported for each
     token; None reports nothing, 0 the chosen token's alone. Generation ends at a token of
     ``stop_token_ids`` (the model's end tokens are added to them unless ``ignore_eos``), or after
-    ``max_tokens``, or at the context limit.
+    ``max_tokens``, or at the context limit. ``guide`` is a grammar that the answer follows, as
+    `sliceserve.guides` makes it; the answer ends where the grammar ends, even with ``ignore_eos``.
 
     Stop strings are not here: text, and so its end, belongs to whoever turns tokens into text.
     """
@@ -30,6 +32,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    guide: str | None = None
 
     def __post_init__(self) -> None:
         expect(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
@@ -51,4 +54,10 @@ class SamplingParams:
             "logprobs",
             f"0 to {MAX_LOGPROBS} or none",
             self.logprobs,
+        )
+        expect(
+            self.guide is None or len(self.guide) <= MAX_GUIDE_CHARS,
+            "guide",
+            f"at most {MAX_GUIDE_CHARS} characters",
+            len(self.guide or ""),
         )
