@@ -1,7 +1,7 @@
-"""From a checked request to an HTTP answer, whole or streamed; the same for both endpoints."""
+"""From a checked request to an HTTP answer, whole or streamed; the same for all endpoints."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ from sliceserve.api.errors import ApiError, as_api_error, invalid
 from sliceserve.api.gate import tenant_of
 from sliceserve.api.metrics import Metrics, RequestTimer
 from sliceserve.api.protocol import GenerationRequest
-from sliceserve.api.replies import PromptTokensDetails, Reply, Usage
+from sliceserve.api.replies import PromptTokensDetails, Usage, as_json
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.generation import Caller, GenerationError, TextChunk, stream_text
 
@@ -30,19 +30,12 @@ T = TypeVar("T")
 class Format(Protocol):
     """How one endpoint words its answers. Made for one request; may keep state."""
 
-    def beginning(self, index: int) -> Reply | None:
-        """The chunk that comes before the first text of answer ``index``."""
+    def events(self, job: "Job", chunks: "Chunks") -> AsyncIterator[bytes]:
+        """The server-sent events of a stream, an error among ``chunks`` included: the status has
+        been sent by then."""
         ...
 
-    def delta(self, index: int, chunk: TextChunk) -> Reply:
-        """One chunk of answer ``index``."""
-        ...
-
-    def usage(self, usage: Usage) -> Reply:
-        """The last chunk, if usage was asked for."""
-        ...
-
-    def whole(self, answers: list[list[TextChunk]], usage: Usage) -> Reply:
+    def whole(self, answers: list[list[TextChunk]], usage: Usage) -> msgspec.Struct:
         """Everything at once."""
         ...
 
@@ -103,54 +96,26 @@ async def answer(
     try:
         if not job.request.stream:
             reply = await _while_connected(http, _collect(job, chunks, form))
-            return Response(msgspec.json.encode(reply), media_type="application/json")
+            return as_json(reply)
         # Refusals come before the first token, and must still find a status to set.
         first = await _while_connected(http, anext(chunks))
     except Exception as error:
         raise as_api_error(error) from error
-    return _EventStream(_events(job, first, chunks, form), chunks)
+    return _EventStream(form.events(job, _again(first, chunks)), chunks)
 
 
-async def _collect(job: Job, chunks: "Chunks", form: Format) -> Reply:
+async def _collect(job: Job, chunks: "Chunks", form: Format) -> msgspec.Struct:
     answers: list[list[TextChunk]] = [[] for _ in job.answers]
     async for index, chunk in chunks:
         answers[index].append(chunk)
     return form.whole(answers, job.usage)
 
 
-async def _events(
-    job: Job, first: "tuple[int, TextChunk]", chunks: "Chunks", form: Format
-) -> AsyncIterator[bytes]:
-    """The server-sent events of a stream."""
-    include_usage = job.request.include_usage
-    try:
-        for index in range(len(job.answers)):
-            if (beginning := form.beginning(index)) is not None:
-                yield _event(beginning, include_usage)
-        for reply in _visible(form, *first):
-            yield _event(reply, include_usage)
-        async for index, chunk in chunks:
-            for reply in _visible(form, index, chunk):
-                yield _event(reply, include_usage)
-        if include_usage:
-            yield _event(form.usage(job.usage), include_usage)
-    except Exception as error:
-        # The status has been sent; this is the only place left to say it.
-        yield b"data: " + msgspec.json.encode(as_api_error(error).body) + b"\n\n"
-    yield b"data: [DONE]\n\n"
-
-
-def _visible(form: Format, index: int, chunk: TextChunk) -> Iterator[Reply]:
-    """Nothing is sent for a token whose text is held back, unless its logprobs were asked for."""
-    has_logprob = chunk.token is not None and chunk.token.logprob is not None
-    if chunk.text or chunk.finish_reason is not None or has_logprob:
-        yield form.delta(index, chunk)
-
-
-def _event(reply: Reply, include_usage: bool) -> bytes:
-    if include_usage and reply.usage is msgspec.UNSET:
-        reply = msgspec.structs.replace(reply, usage=None)
-    return b"data: " + msgspec.json.encode(reply) + b"\n\n"
+async def _again(first: "tuple[int, TextChunk]", chunks: "Chunks") -> "Chunks":
+    """All of ``chunks``, of which ``first`` has been taken already."""
+    yield first
+    async for chunk in chunks:
+        yield chunk
 
 
 Chunks = AsyncGenerator[tuple[int, TextChunk], None]

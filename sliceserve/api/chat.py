@@ -16,6 +16,7 @@ from sliceserve.api.logprobs import chat_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import ChatCompletionRequest, ChatMessage
 from sliceserve.api.replies import ChatChoice, ChatChunkChoice, Delta, Message, Reply, Usage
+from sliceserve.api.streaming import ChunkFormat
 from sliceserve.engine.generation import TextChunk
 from sliceserve.models.errors import ModelError
 
@@ -42,7 +43,7 @@ def template_turn(message: ChatMessage) -> dict[str, Any]:
     return {"role": role, "content": message.text, **turn}
 
 
-class _ChatFormat:
+class _ChatFormat(ChunkFormat):
     """``Format`` of chat completions: messages whole, deltas in chunks."""
 
     def __init__(self, model: str, backend: Backend) -> None:

@@ -17,6 +17,7 @@ from sliceserve.api.logprobs import completion_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import CompletionRequest
 from sliceserve.api.replies import CompletionChoice, Reply, Usage
+from sliceserve.api.streaming import ChunkFormat
 from sliceserve.api.tokenization import expect_known
 from sliceserve.engine.generation import TextChunk
 from sliceserve.models.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ def _token_ids(prompts: Sequence[str | list[int]], tokenizer: Tokenizer) -> list
     return encoded
 
 
-class _CompletionFormat:
+class _CompletionFormat(ChunkFormat):
     """``Format`` of text completions; chunks and whole answers look alike."""
 
     def __init__(self, model: str, backend: Backend) -> None:
