@@ -63,17 +63,35 @@ class Metrics:
             "request_success", "Requests that ended well.", ("path", "finished_reason")
         )
         self._uplink = counter("split_uplink_bytes", "Bytes from split clients.")
+        self._packets = counter("split_uplink_packets", "Hidden states from split clients.")
         self._downlink = counter("split_downlink_bytes", "Bytes to split clients.")
         self.split_sessions = Gauge(
             "sliceserve:split_sessions",
-            "Open split connections.",
+            "Open split connections, by the layer at which their rows enter.",
+            ["cut"],
             registry=self._registry,
             # Those of a worker that has died are not open.
             multiprocess_mode="livesum",
         )
+        Gauge(
+            "sliceserve:api_workers",
+            "Processes that hold clients' connections.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        ).set(1)
+        Gauge(
+            "sliceserve:start_time_seconds",
+            "When the server started, in seconds since 1970.",
+            registry=self._registry,
+            # Workers that have taken the place of others started later.
+            multiprocess_mode="min",
+        ).set(time.time())
 
     def count_uplink(self, payload_bytes: int) -> None:
         self._uplink.inc(wire_bytes(payload_bytes, from_client=True))
+
+    def count_packets(self, num_packets: int) -> None:
+        self._packets.inc(num_packets)
 
     def count_downlink(self, payload_bytes: int) -> None:
         self._downlink.inc(wire_bytes(payload_bytes, from_client=False))
@@ -82,6 +100,11 @@ class Metrics:
         """The text of /metrics; ``stats`` None leaves the engine's part out."""
         self._engine.stats = stats
         return generate_latest(self._exposed)
+
+    def collect(self, stats: EngineStats | None) -> list[Metric]:
+        """What that text is made of."""
+        self._engine.stats = stats
+        return list(self._exposed.collect())
 
 
 class RequestTimer:
@@ -163,7 +186,17 @@ class _EngineCollector:
             "Share of KV blocks in use, 0 to 1, by segment of layers.",
             labels=["segment"],
         )
+        blocks = GaugeMetricFamily(
+            "sliceserve:kv_cache_blocks",
+            "KV blocks by segment of layers: used, cached (free, but with a prefix in them), empty.",
+            labels=["segment", "state"],
+        )
         for segment in stats.segments:
-            share = 1.0 - segment.num_free / max(1, segment.num_blocks)
-            usage.add_metric([f"{segment.first}-{segment.stop}"], share)
+            name = f"{segment.first}-{segment.stop}"
+            num_used = segment.num_blocks - segment.num_free
+            usage.add_metric([name], num_used / max(1, segment.num_blocks))
+            blocks.add_metric([name, "used"], num_used)
+            blocks.add_metric([name, "cached"], segment.num_cached)
+            blocks.add_metric([name, "empty"], segment.num_free - segment.num_cached)
         yield usage
+        yield blocks

@@ -70,6 +70,9 @@ class SplitEndpoint:
         self._profiles = profile_store()
         self._sessions: dict[str, Session] = {}
         self._running: set[asyncio.Task[None]] = set()
+        for cut in engine.info.cuts:
+            # None is open yet, which is something to know.
+            metrics.split_sessions.labels(cut).set(0)
         lifecycle.on_drain(self._announce_drain)
         lifecycle.on_end(self._leave)
 
@@ -134,11 +137,12 @@ class SplitEndpoint:
             # Its line is dead, and nobody has noticed yet.
             older.supersede()
         self._sessions[token] = session
-        self._metrics.split_sessions.inc()
+        num_open = self._metrics.split_sessions.labels(session.cut)
+        num_open.inc()
         try:
             await session.run()
         finally:
-            self._metrics.split_sessions.dec()
+            num_open.dec()
             if self._sessions.get(token) is session:
                 del self._sessions[token]
 

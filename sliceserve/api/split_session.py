@@ -52,7 +52,10 @@ async def receive(
     if data is None:
         raise ProtocolError("protocol_error", "received a text message; messages here are binary")
     metrics.count_uplink(len(data))
-    return decode(data, max_frame_bytes, max_frame_tokens)
+    message = decode(data, max_frame_bytes, max_frame_tokens)
+    if isinstance(message, DataFrame):
+        metrics.count_packets(len(message.packets))
+    return message
 
 
 async def refuse(websocket: WebSocket, ending: Ending) -> None:
@@ -91,6 +94,10 @@ class Session:
         self._waiting: asyncio.Queue[bytes] = asyncio.Queue(max_waiting)
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.tell(welcome)
+
+    @property
+    def cut(self) -> int:
+        return self._welcome.cut
 
     async def run(self) -> None:
         """Until the connection ends, for whatever reason."""

@@ -114,7 +114,7 @@ class FakeEngine(EngineStreams):
             num_preempted_total=3,
             busy_seconds=1.5,
             held_packet_bytes=0,
-            segments=[SegmentStats(first=0, stop=6, num_blocks=10, num_free=4)],
+            segments=[SegmentStats(first=0, stop=6, num_blocks=10, num_free=4, num_cached=3)],
         )
 
     def _begin(self, command):

@@ -58,7 +58,10 @@ async def test_split_traffic_is_counted(serve, fake):
             await peer.data(0, 3)
             await peer.receive(Token)
             values = await scrape(client)
-        assert before["sliceserve:split_sessions",] == values["sliceserve:split_sessions",] == 1
+        for cut, num_open in (("1", 0), ("3", 1), ("5", 0)):
+            assert before["sliceserve:split_sessions", cut] == num_open
+        assert before["sliceserve:split_uplink_packets_total",] == 0
+        assert values["sliceserve:split_uplink_packets_total",] == 3
         sent = values["sliceserve:split_uplink_bytes_total",]
         assert sent > before["sliceserve:split_uplink_bytes_total",] > 0
         assert values["sliceserve:split_downlink_bytes_total",] > 0
@@ -75,6 +78,8 @@ async def test_the_engine_is_asked_at_the_scrape(serve, fake):
     assert values["sliceserve:num_preemptions_total",] == 3
     assert values["sliceserve:engine_busy_seconds_total",] == 1.5
     assert values["sliceserve:kv_cache_usage_perc", "0-6"] == 0.6
+    for state, num_blocks in (("used", 6), ("cached", 3), ("empty", 1)):
+        assert values["sliceserve:kv_cache_blocks", "0-6", state] == num_blocks
 
 
 async def test_apps_do_not_share_their_counts(serve, fake):
@@ -90,7 +95,7 @@ _COUNT_AND_EXPOSE = """
 import sys
 from sliceserve.api.metrics import Metrics, RequestTimer
 metrics = Metrics()
-metrics.split_sessions.inc()
+metrics.split_sessions.labels(3).inc()
 metrics.count_uplink(100)
 timer = RequestTimer(metrics, "split", 5)
 timer.token(0)
@@ -125,9 +130,15 @@ def test_processes_that_share_a_folder_count_together(tmp_path):
         process.communicate()
     for num_counted, num_open, text in zip((1, 2, 3), (1, 2, 2), texts, strict=True):
         values = samples(text)
-        assert values["sliceserve:split_sessions",] == num_open
+        assert (
+            values["sliceserve:split_sessions", "3"]
+            == values["sliceserve:api_workers",]
+            == num_open
+        )
         assert values["sliceserve:split_uplink_bytes_total",] == num_counted * 106
         assert values["sliceserve:generation_tokens_total", "split"] == num_counted * 2
         assert values["sliceserve:request_success_total", "split", "stop"] == num_counted
         assert values["sliceserve:time_to_first_token_seconds_count", "split"] == num_counted
-    assert "# HELP sliceserve:split_sessions Open split connections." in texts[-1]
+    started = [samples(text)["sliceserve:start_time_seconds",] for text in texts]
+    assert started[0] == max(started) == min(started)
+    assert "# HELP sliceserve:split_sessions Open split connections, by" in texts[-1]

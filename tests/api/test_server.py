@@ -124,7 +124,7 @@ async def test_a_gateway_gives_the_text_of_the_whole_model(server, model_path, s
             assert (await client.get("/v1/split/info")).status_code == 404
     async with httpx.AsyncClient(base_url=url) as client:
         text = (await client.get("/metrics")).text
-    assert "sliceserve:split_sessions 0.0" in text
+    assert f'sliceserve:split_sessions{{cut="{split}"}} 0.0' in text
     assert 'sliceserve:generation_tokens_total{path="split"}' in text
 
 

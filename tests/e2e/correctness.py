@@ -204,6 +204,12 @@ async def metrics(server: LocalServer) -> dict[str, float]:
     return {name.removeprefix("sliceserve:"): float(value) for name, _, value in samples}
 
 
+async def num_sessions(server: LocalServer) -> float:
+    """Split connections that are open, whatever their cuts."""
+    now = await metrics(server)
+    return sum(value for name, value in now.items() if name.startswith("split_sessions{"))
+
+
 async def expect_nothing_left(server: LocalServer) -> None:
     """All requests of the server end by themselves, and give back what they held."""
     left: dict[str, float] = {"not asked": 1.0}

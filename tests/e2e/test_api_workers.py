@@ -20,6 +20,7 @@ from correctness import (
     expect_nothing_left,
     hello_of,
     metrics,
+    num_sessions,
     split_client,
     tokens_of,
 )
@@ -201,7 +202,7 @@ async def test_the_death_of_a_worker_ends_its_sockets_only(pair, heads):
         answers = [(await clients[0].get("/metrics")).text for clients in again.values()]
         assert counted(answers[0]) == counted(answers[1])
         now = await metrics(pair)
-        assert now["split_sessions"] == len(sessions)
+        assert await num_sessions(pair) == len(sessions)
         assert now['generation_tokens_total{path="split"}'] >= (len(sessions) + 1) * NUM_TOKENS
         assert now['request_success_total{finished_reason="length",path="thin"}'] == 1 + len(
             streams[other]

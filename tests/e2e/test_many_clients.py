@@ -13,6 +13,7 @@ from correctness import (
     dialer,
     expect_nothing_left,
     metrics,
+    num_sessions,
     split_client,
     tokens_of,
 )
@@ -87,7 +88,7 @@ async def test_everybody_gets_the_text_that_they_get_alone(server, cases, heads)
             for session, (_, case, sampling) in zip(sessions, splits, strict=True)
         ]
         thin_alone = [await thin_text(http, case, sampling) for case, sampling in thins]
-        assert (await metrics(server))["split_sessions"] == num_split
+        assert await num_sessions(server) == num_split
         before = await metrics(server)
         together = await asyncio.gather(
             *(
@@ -107,4 +108,4 @@ async def test_everybody_gets_the_text_that_they_get_alone(server, cases, heads)
         assert num_steps < 24 * NUM_TOKENS / 3
         assert all(session.stats.num_reconnects == 0 for session in sessions)
     await expect_nothing_left(server)
-    assert (await metrics(server))["split_sessions"] == 0
+    assert await num_sessions(server) == 0
