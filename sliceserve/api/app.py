@@ -21,9 +21,11 @@ from sliceserve.api.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    ResponsesRequest,
     TokenizeRequest,
 )
 from sliceserve.api.replies import Version, as_json
+from sliceserve.api.responses import create_response
 from sliceserve.api.split import SplitEndpoint, SplitLimits
 from sliceserve.api.tokenization import detokenize, tokenize
 from sliceserve.engine.client import EngineDead
@@ -80,6 +82,10 @@ def _add_openai_routes(app: FastAPI, backend: Backend, metrics: Metrics) -> None
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(http: Request, request: ChatCompletionRequest) -> Response:
         return await create_chat_completion(http, request, backend, metrics)
+
+    @app.post("/v1/responses", response_model=None)
+    async def responses(http: Request, request: ResponsesRequest) -> Response:
+        return await create_response(http, request, backend, metrics)
 
 
 def _add_tokenizer_routes(app: FastAPI, backend: Backend) -> None:

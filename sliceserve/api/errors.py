@@ -162,5 +162,8 @@ def _param(location: Sequence[str | int]) -> str:
     """("messages", 0, "content") → "messages[0].content"."""
     path = ""
     for part in location:
+        # A branch of a union, which is no field.
+        if isinstance(part, str) and part.startswith("<"):
+            continue
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path

@@ -3,6 +3,7 @@
 from sliceserve.api.protocol.chat import ChatCompletionRequest, ChatMessage
 from sliceserve.api.protocol.completions import CompletionRequest
 from sliceserve.api.protocol.generation import GenerationRequest
+from sliceserve.api.protocol.responses import ResponsesRequest
 from sliceserve.api.protocol.tokenization import DetokenizeRequest, TokenizeRequest
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "CompletionRequest",
     "DetokenizeRequest",
     "GenerationRequest",
+    "ResponsesRequest",
     "TokenizeRequest",
 ]

@@ -1,0 +1,47 @@
+"""From a request to its answer."""
+
+import asyncio
+
+from fastapi import Request
+from starlette.responses import Response
+
+from sliceserve.api.answering import answer, plan_job
+from sliceserve.api.backend import Backend
+from sliceserve.api.chat import template_turn
+from sliceserve.api.errors import invalid
+from sliceserve.api.metrics import Metrics
+from sliceserve.api.protocol import ChatMessage, ResponsesRequest
+from sliceserve.api.protocol.responses import InputItem, MessageItem, text_of
+from sliceserve.api.responses.format import ResponseFormat
+from sliceserve.models.errors import ModelError
+
+
+async def create_response(
+    http: Request, request: ResponsesRequest, backend: Backend, metrics: Metrics
+) -> Response:
+    """Answer a conversation. Raises ApiError."""
+    backend.expect_model(request.model)
+    backend.expect_generator()
+    turns = [template_turn(message) for message in _messages(request)]
+    try:
+        prompt = await asyncio.to_thread(backend.tokenizer.chat_prompt, turns)
+    except ModelError as error:
+        raise invalid(str(error), "input") from error
+    job = plan_job(http, request, [prompt], backend)
+    return await answer(http, job, ResponseFormat(request, backend), backend, metrics)
+
+
+def _messages(request: ResponsesRequest) -> list[ChatMessage]:
+    """The conversation as /v1/chat/completions knows it."""
+    messages = []
+    if request.instructions is not None:
+        messages.append(ChatMessage(role="system", content=request.instructions))
+    for item in request.input:
+        messages.append(_message(item))
+    return messages
+
+
+def _message(item: InputItem) -> ChatMessage:
+    if not isinstance(item, MessageItem):
+        raise invalid("functions are not supported by this server", "input", "unsupported_item")
+    return ChatMessage(role=item.role, content=text_of(item.content))

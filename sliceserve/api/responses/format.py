@@ -1,0 +1,153 @@
+"""How /v1/responses words its answers."""
+
+import itertools
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+from msgspec import structs
+
+from sliceserve.api.answering import Chunks, Job
+from sliceserve.api.backend import Backend
+from sliceserve.api.errors import ApiError, as_api_error
+from sliceserve.api.logprobs import chat_logprobs
+from sliceserve.api.protocol import ResponsesRequest
+from sliceserve.api.replies import Usage
+from sliceserve.api.responses.output import Output
+from sliceserve.api.responses.replies import (
+    Completed,
+    Created,
+    Event,
+    Failed,
+    Incomplete,
+    IncompleteDetails,
+    InProgress,
+    InputTokensDetails,
+    ResponseError,
+    ResponseReply,
+    ResponseUsage,
+    TextEcho,
+    TokenLogprob,
+    TopLogprob,
+)
+from sliceserve.engine.generation import TextChunk
+
+
+class ResponseFormat:
+    """``Format`` of responses. A stream ends with the event that has the whole response."""
+
+    def __init__(self, request: ResponsesRequest, backend: Backend) -> None:
+        self._tokenizer = backend.tokenizer
+        self._response = _begun(request)
+        self._output = Output()
+        # Of tokens whose text has not come yet.
+        self._logprobs: list[TokenLogprob] = []
+        self._is_cut = False
+
+    async def events(self, job: Job, chunks: Chunks) -> AsyncIterator[bytes]:
+        numbers = itertools.count()
+        try:
+            for event in (Created(response=self._response), InProgress(response=self._response)):
+                yield _encode(event, next(numbers))
+            async for _, chunk in chunks:
+                for event in self._take(chunk):
+                    yield _encode(event, next(numbers))
+            for event in self._end(job.usage):
+                yield _encode(event, next(numbers))
+        except Exception as error:
+            yield _encode(self._fail(as_api_error(error)), next(numbers))
+
+    def whole(self, answers: list[list[TextChunk]], usage: Usage) -> ResponseReply:
+        (chunks,) = answers
+        for chunk in chunks:
+            for _ in self._take(chunk):
+                pass
+        for _ in self._end(usage):
+            pass
+        return self._response
+
+    def _take(self, chunk: TextChunk) -> Iterator[Event]:
+        self._logprobs += self._logprobs_of(chunk)
+        self._is_cut = chunk.finish_reason == "length"
+        if chunk.text:
+            yield from self._say(chunk.text)
+        if chunk.finish_reason is not None and self._logprobs:
+            yield from self._say("")
+
+    def _say(self, text: str) -> Iterator[Event]:
+        logprobs, self._logprobs = self._logprobs, []
+        yield from self._output.text(text, logprobs)
+
+    def _end(self, usage: Usage) -> Iterator[Event]:
+        yield from self._output.end("incomplete" if self._is_cut else "completed")
+        ended = structs.replace(
+            self._response,
+            status="incomplete" if self._is_cut else "completed",
+            completed_at=None if self._is_cut else int(time.time()),
+            incomplete_details=IncompleteDetails("max_output_tokens") if self._is_cut else None,
+            output=self._output.items,
+            usage=_usage(usage),
+        )
+        self._response = ended
+        yield Incomplete(response=ended) if self._is_cut else Completed(response=ended)
+
+    def _fail(self, error: ApiError) -> Event:
+        code = {429: "rate_limit_exceeded", 400: "invalid_prompt"}.get(error.status_code)
+        failed = structs.replace(
+            self._response,
+            status="failed",
+            error=ResponseError(code or "server_error", error.detail),  # type: ignore[arg-type]
+            output=self._output.items,
+        )
+        return Failed(response=failed)
+
+    def _logprobs_of(self, chunk: TextChunk) -> list[TokenLogprob]:
+        found = chat_logprobs([chunk], self._tokenizer)
+        return [
+            TokenLogprob(
+                token.token,
+                token.logprob,
+                token.bytes or [],
+                [TopLogprob(top.token, top.logprob, top.bytes or []) for top in token.top_logprobs],
+            )
+            for token in (found.content if found is not None else ())
+        ]
+
+
+def _begun(request: ResponsesRequest) -> ResponseReply:
+    return ResponseReply(
+        id=f"resp_{secrets.token_hex(16)}",
+        created_at=int(time.time()),
+        status="in_progress",
+        model=request.model,
+        instructions=request.instructions,
+        max_output_tokens=request.max_output_tokens,
+        max_tool_calls=request.max_tool_calls,
+        metadata=request.metadata or {},
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        prompt_cache_key=request.prompt_cache_key,
+        safety_identifier=request.safety_identifier,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        text=TextEcho({"type": "text"}),
+        tool_choice=request.tool_choice or "auto",
+        tools=[],
+        top_logprobs=request.top_logprobs or 0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        user=request.user,
+    )
+
+
+def _usage(usage: Usage) -> ResponseUsage:
+    return ResponseUsage(
+        input_tokens=usage.prompt_tokens,
+        input_tokens_details=InputTokensDetails(usage.prompt_tokens_details.cached_tokens),
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+    )
+
+
+def _encode(event: Event, number: int) -> bytes:
+    name = event.__struct_config__.tag
+    body = msgspec.json.encode(structs.replace(event, sequence_number=number))
+    return b"event: %b\ndata: %b\n\n" % (str(name).encode(), body)
