@@ -8,28 +8,20 @@ from sliceserve.api.listening import ServerError, bind
 from sliceserve.api.shutdown import Interrupted, Shutdown
 from sliceserve.client.errors import SplitError
 from sliceserve.client.sdk import AsyncSplitLLM
-from sliceserve.configs import DEFAULT_TENANT, ClientConfig
+from sliceserve.configs import DEFAULT_TENANT, GatewayConfig
 
 
 async def run_gateway(
-    config: ClientConfig,
-    ready: Callable[[str], None] = lambda url: None,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    api_keys: tuple[str, ...] = (),
-    served_model_name: str | None = None,
-    drain_timeout_s: float = 30.0,
+    config: GatewayConfig, ready: Callable[[str], None] = lambda url: None
 ) -> None:
     """Offer the OpenAI routes on the device, with a split client behind them. Otherwise as
-    `run_server`; the model has the server's name for it unless ``served_model_name`` is given.
-    """
-    with Shutdown.on_signals() as shutdown, bind(host, port) as sock:
+    `run_server`."""
+    with Shutdown.on_signals() as shutdown, bind(config.host, config.port) as sock:
         llm = AsyncSplitLLM(config=config)
         try:
             await shutdown.guard(llm.start())
             backend = Backend(
-                models=(served_model_name or llm.generator.welcome.model,),
+                models=(config.served_model_name or llm.generator.welcome.model,),
                 fingerprint=llm.head.info.fingerprint,
                 tokenizer=llm.tokenizer,
                 generator=llm.generator,
@@ -42,8 +34,8 @@ async def run_gateway(
                 shutdown,
                 llm.close,
                 ready,
-                api_keys=dict.fromkeys(api_keys, DEFAULT_TENANT),
-                drain_timeout_s=drain_timeout_s,
+                api_keys=dict.fromkeys(config.api_keys, DEFAULT_TENANT),
+                drain_timeout_s=config.drain_timeout_s,
             )
         except Interrupted:
             return

@@ -19,13 +19,17 @@ from sliceserve.cli.evaluate import evaluate
 from sliceserve.cli.fetch import fetch
 from sliceserve.cli.gateway import gateway
 from sliceserve.cli.serve import serve
+from sliceserve.configs.loading import ConfigError
 
 DEBUG = "SLICESERVE_DEBUG"
+# 128 and the number of SIGINT, as shells have it.
+_INTERRUPTED = 130
 
 
 class Commands(TyperGroup):
     """Runs a command. An error is told in a sentence, with exit code 1; one that was not foreseen
-    says so, and where its traceback is to be had. Usage errors are typer's own, with exit code 2.
+    says so, and where its traceback is to be had. Usage errors have exit code 2: typer's own, and
+    those of settings, wherever these come from. Ctrl-C ends quietly, with 130.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -33,20 +37,20 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
-        except (Exception, KeyboardInterrupt) as error:
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+        except Exception as error:
             # typer's own say how it ends a command; older versions take them from click.
             is_typers = type(error).__module__.split(".")[0] in ("typer", "click")
             if is_typers or os.environ.get(DEBUG):
                 raise
             stderr.print(f"[bold red]Error:[/] {_escaped(_sentence(error))}", soft_wrap=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: Exception) -> str:
     """What a user can do something about. Exception types of this project are made to be read by
     users; looked up by module, because importing them all would take seconds."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
     if isinstance(error, OSError) or type(error).__module__.startswith("sliceserve."):
         return str(error)
     return (

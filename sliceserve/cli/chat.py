@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sliceserve.cli import options
 from sliceserve.cli.console import stderr
 from sliceserve.cli.cost import cost_table
-from sliceserve.configs.loading import dump_config
+from sliceserve.configs import ClientConfig
 
 if TYPE_CHECKING:
     from sliceserve.client.sync import SplitLLM
@@ -17,16 +17,9 @@ if TYPE_CHECKING:
 _HELP = "/reset begins anew, /stats shows what it cost, /quit ends it; Ctrl-C stops an answer"
 
 
-@options.takes_codec
+@options.takes(ClientConfig)
 def chat(
-    server: options.Server = None,
-    model: options.Model = None,
-    split: options.Split = None,
-    *,
-    codec_options: dict[str, Any],
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    api_key: options.ServerKey = None,
+    settings: ClientConfig,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 always takes the likeliest token.")
@@ -34,23 +27,8 @@ def chat(
     system: Annotated[
         str | None, typer.Option(help="Instructions that stand before the conversation.")
     ] = None,
-    config: options.ConfigFile = None,
-    print_config: options.PrintConfig = False,
 ) -> None:
     """Talk to a model whose first layers run here. Reads lines from a pipe, too."""
-    settings = options.client_config(
-        config,
-        server=server,
-        model=model,
-        split=split,
-        **codec_options,
-        dtype=dtype,
-        device=device,
-        api_key=api_key,
-    )
-    if print_config:
-        typer.echo(dump_config(settings), nl=False)
-        return
     name = settings.model.model
     with stderr.status(f"Loading the first layers of {name}, connecting to {settings.server} …"):
         from sliceserve.client.sync import SplitLLM

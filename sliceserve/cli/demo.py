@@ -10,24 +10,19 @@ from sliceserve.cli import options
 from sliceserve.cli.console import stderr, stdout
 from sliceserve.cli.cost import cost_table, server_share
 from sliceserve.cli.local_server import local_server
+from sliceserve.configs import ClientConfig
 
 if TYPE_CHECKING:
     from sliceserve.client.stats import SessionStats
     from sliceserve.client.sync import SplitLLM
 
 
-@options.takes_codec
+@options.takes(ClientConfig, without=("server", "api_key"))
 def demo(
+    settings: ClientConfig,
     prompt: Annotated[
         str, typer.Option(help="What to ask the model.")
     ] = "Explain how a rainbow forms.",
-    model: options.Model = None,
-    split: Annotated[
-        int | None,
-        typer.Option(help="How many layers run in the client.", show_default="half of the layers"),
-    ] = None,
-    *,
-    codec_options: dict[str, Any],
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 64,
     json: Annotated[
         bool,
@@ -35,7 +30,6 @@ def demo(
     ] = False,
 ) -> None:
     """Answer a prompt with the model cut in two, between two processes on this machine."""
-    settings = options.client_config(None, model=model, split=split, **codec_options)
     name = settings.model.model
     with ExitStack() as stack:
         with stderr.status(f"Starting a server for {name}; the first time takes some minutes …"):

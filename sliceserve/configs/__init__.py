@@ -4,7 +4,14 @@ from sliceserve.configs.codec import CalibratedConfig, CodecConfig, RansConfig, 
 from sliceserve.configs.engine import EngineConfig, SchedulerConfig
 from sliceserve.configs.model import DEFAULT_MODEL, CacheConfig, LayerConfig, ModelConfig
 from sliceserve.configs.sampling import SamplingParams
-from sliceserve.configs.serving import DEFAULT_TENANT, ClientConfig, ServerConfig, TenantConfig
+from sliceserve.configs.serving import (
+    DEFAULT_TENANT,
+    ClientConfig,
+    GatewayConfig,
+    HttpConfig,
+    ServerConfig,
+    TenantConfig,
+)
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -14,6 +21,8 @@ __all__ = [
     "ClientConfig",
     "CodecConfig",
     "EngineConfig",
+    "GatewayConfig",
+    "HttpConfig",
     "LayerConfig",
     "ModelConfig",
     "RansConfig",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from sliceserve.configs.settings import setting
 from sliceserve.configs.validation import expect, expect_one_of
 
 CodecName = Literal["calibrated", "slicer", "int8", "rans", "float32", "float16", "bfloat16"]
@@ -13,17 +14,25 @@ class SlicerConfig:
     """SLICER's knobs; the paper's symbol in brackets. They steer the encoder alone: a packet
     says of itself all that its decoder needs.
 
-    ``sparsity`` [s] is the share of elements set to zero, ``asymmetry`` [λ] the weight of
-    negative elements in the filter's score, ``num_blocks`` [M] the number of magnitude blocks
-    (a power of two up to 16), ``distortion`` [δ] the budget of squared error per block relative
-    to its energy, ``max_bits`` [b_max] the largest code width, 1 to 12.
+    ``sparsity`` [s], ``asymmetry`` [λ], ``num_blocks`` [M], ``distortion`` [δ], the budget of
+    squared error per block relative to its energy, and ``max_bits`` [b_max].
     """
 
-    sparsity: float = 0.5
-    asymmetry: float = 1.0
-    num_blocks: int = 4
-    distortion: float = 0.01
-    max_bits: int = 8
+    sparsity: float = setting(0.5, "slicer: share of elements that are dropped.", "Codec")
+    asymmetry: float = setting(
+        1.0, "slicer: weight of negative elements where the largest are chosen.", "Codec"
+    )
+    num_blocks: int = setting(
+        4, "slicer: blocks of like magnitude, a power of two up to 16.", "Codec"
+    )
+    distortion: float = setting(
+        0.01,
+        "Squared error allowed, relative to the energy: per token (calibrated) or per block "
+        "(slicer).",
+        "Codec",
+        shown="none, 0.01",
+    )
+    max_bits: int = setting(8, "slicer: most bits of one element, 1 to 12.", "Codec")
 
     def __post_init__(self) -> None:
         expect(0.0 <= self.sparsity < 1.0, "sparsity", "at least 0 and below 1", self.sparsity)
@@ -37,12 +46,9 @@ class SlicerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RansConfig:
-    """The baseline of arXiv 2511.11664: ``num_levels`` of its asymmetric integer grid, 2 to 256.
+    """The baseline of arXiv 2511.11664. It steers the encoder alone."""
 
-    It steers the encoder alone.
-    """
-
-    num_levels: int = 8
+    num_levels: int = setting(8, "rans: levels of its asymmetric integer grid, 2 to 256.", "Codec")
 
     def __post_init__(self) -> None:
         expect(2 <= self.num_levels <= 256, "num_levels", "2 to 256", self.num_levels)
@@ -59,10 +65,18 @@ class CalibratedConfig:
     ``hide_tokens``: packets carry no token ids, at the price of about a third more bits.
     """
 
-    bits_per_element: float = 1.2
-    bits_per_token: int | None = None
-    distortion: float | None = None
-    hide_tokens: bool = False
+    bits_per_element: float = setting(
+        1.2,
+        "calibrated: mean size of a packet, per element of the hidden state.",
+        "Codec",
+    )
+    bits_per_token: int | None = setting(
+        None, "calibrated: largest size of a packet, in bits.", "Codec", shown="none"
+    )
+    distortion: float | None = setting(None, "As slicer's.", "Codec")
+    hide_tokens: bool = setting(
+        False, "calibrated: packets carry no token ids, and get larger for it.", "Codec"
+    )
 
     def __post_init__(self) -> None:
         bits, cap, budget = self.bits_per_element, self.bits_per_token, self.distortion
@@ -81,7 +95,9 @@ class CalibratedConfig:
 class CodecConfig:
     """The codec of a connection. float32, float16 and bfloat16 pass values through."""
 
-    name: CodecName = "calibrated"
+    name: CodecName = setting(
+        "calibrated", "How hidden states are written on the wire.", "Codec", flag="codec"
+    )
     slicer: SlicerConfig = SlicerConfig()
     rans: RansConfig = RansConfig()
     calibrated: CalibratedConfig = CalibratedConfig()

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from sliceserve.configs.model import CacheConfig, LayerConfig, ModelConfig
+from sliceserve.configs.settings import setting
 from sliceserve.configs.validation import expect, expect_one_of
 
 AdmissionMode = Literal["preempt", "worst-case"]
@@ -15,38 +16,71 @@ PolicyName = Literal["fcfs", "priority", "fair", "prefill-aware"]
 class SchedulerConfig:
     """Limits of one step and of the whole engine, in tokens (rows) and requests.
 
-    ``max_tokens_per_step`` bounds the rows of one forward pass, ``max_requests_per_step`` the
-    requests in it. ``max_requests`` is how many requests may be admitted (computing, waiting, or
-    idle until their client's next token), ``tenant_max_requests`` how many of single tenants, by
-    name. ``admission`` "preempt" admits all of these, and lets some wait and be computed again when
-    KV blocks run out; "worst-case" admits those whose longest course fits. Of each tenant's split
-    requests ``max_queued`` may wait to be admitted; others are refused.
-    ``max_packet_bytes`` bounds the packets of split clients that are kept for replay, and
-    ``credit_window`` how many tokens that are not yet computed one request may have sent.
-    ``detached_timeout_s`` is how long a request whose client has gone waits for its return.
+    A request is admitted while it is computing, waiting, or idle until its client's next token.
+    ``admission`` "preempt" admits ``max_requests`` of them, and lets some wait and be computed
+    again when KV blocks run out; "worst-case" admits those whose longest course fits.
+    ``tenant_max_requests`` bounds those of single tenants, by name.
 
     ``policy`` says who goes next and who gives way (docs/scheduling.md). ``tenant_weights`` are the
-    shares of "fair", 1 for tenants without one, and ``fair_burst_tokens`` are what a tenant that
-    returns may be served ahead of others. ``long_prefill_tokens`` are where "prefill-aware" calls a
-    prompt long, ``long_prefill_share`` is the part of a step that long ones may fill beside others.
-    ``target_itl_ms`` bounds the seconds of a step, as far as rows can; None: no bound.
+    shares of "fair", 1 for tenants without one. ``target_itl_ms`` bounds a step, as far as rows
+    can; None: no bound.
     """
 
-    max_tokens_per_step: int = 512
-    max_requests_per_step: int = 256
-    max_requests: int = 1024
-    tenant_max_requests: dict[str, int] = field(default_factory=dict)
-    admission: AdmissionMode = "preempt"
-    max_queued: int = 1024
-    max_packet_bytes: int = 1 << 30
-    credit_window: int = 2048
-    detached_timeout_s: float = 60.0
-    policy: PolicyName = "fcfs"
-    tenant_weights: dict[str, float] = field(default_factory=dict)
-    fair_burst_tokens: int = 1024
-    long_prefill_tokens: int = 256
-    long_prefill_share: float = 0.5
-    target_itl_ms: float | None = None
+    policy: PolicyName = setting(
+        "fcfs", "Who goes next, and who gives way; see docs/scheduling.md.", "Scheduling"
+    )
+    target_itl_ms: float | None = setting(
+        None,
+        "Keep steps so short that tokens follow each other within this many milliseconds, where "
+        "prompts would hold them up.",
+        "Scheduling",
+        shown="no bound",
+    )
+    max_requests: int = setting(
+        1024, "Most requests that live at once; others wait or are refused.", "Scheduling"
+    )
+    max_tokens_per_step: int = setting(512, "Most tokens of one forward pass.", "Scheduling")
+    max_requests_per_step: int = setting(256, "Most requests in one forward pass.", "Scheduling")
+    admission: AdmissionMode = setting(
+        "preempt",
+        "Compute requests again when KV blocks run out, or admit those alone whose longest course "
+        "fits.",
+        "Scheduling",
+    )
+    max_queued: int = setting(
+        1024, "Most split requests of a tenant that wait to be admitted.", "Scheduling"
+    )
+    fair_burst_tokens: int = setting(
+        1024,
+        "fair: what a tenant that returns may be served ahead of others, in tokens.",
+        "Scheduling",
+    )
+    long_prefill_tokens: int = setting(
+        256, "prefill-aware: from how many tokens on a prompt is long.", "Scheduling"
+    )
+    long_prefill_share: float = setting(
+        0.5,
+        "prefill-aware: the part of a step that long prompts may fill beside others.",
+        "Scheduling",
+    )
+    tenant_max_requests: dict[str, int] = setting(
+        help="The tenants' own max_requests say it.", flag=None, factory=dict
+    )
+    tenant_weights: dict[str, float] = setting(
+        help="The tenants' own weight says it.", flag=None, factory=dict
+    )
+    max_packet_bytes: int = setting(
+        1 << 30, "Most bytes of packets that are kept for replay.", "Memory", shown="1 GiB"
+    )
+    credit_window: int = setting(
+        2048, "Tokens that a split request may have sent ahead of their computation.", "Split"
+    )
+    detached_timeout_s: float = setting(
+        60.0,
+        "Seconds that a split request waits for a client whose line was lost.",
+        "Split",
+        flag="detached-timeout",
+    )
 
     def __post_init__(self) -> None:
         for name in (
@@ -78,17 +112,25 @@ class SchedulerConfig:
 class EngineConfig:
     """One engine over a range of layers: a head, a tail or a whole model.
 
-    ``profiles`` "auto" offers the calibrated codec at every cut; the first start of a model makes
-    its profiles, which takes minutes. "off" offers the codecs that need none. ``tensor_parallel``
-    is how many ranks every layer is divided between: a GPU each, or a process each on CPUs.
+    ``tensor_parallel`` is how many ranks every layer is divided between.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     layers: LayerConfig = field(default_factory=LayerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    profiles: ProfilesMode = "auto"
-    tensor_parallel: int = 1
+    profiles: ProfilesMode = setting(
+        "auto",
+        "auto makes the calibrated codec's profiles at a model's first start, which takes minutes; "
+        "off does without that codec.",
+        "Split",
+    )
+    tensor_parallel: int = setting(
+        1,
+        "Divide every layer between so many GPUs, or processes on a CPU; it must divide the "
+        "model's heads.",
+        "Model",
+    )
 
     def __post_init__(self) -> None:
         expect_one_of("profiles", get_args(ProfilesMode), self.profiles)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 import msgspec
 import yaml
+
+from sliceserve.configs.settings import leaves, setting_of
 
 ENV_PREFIX = "SLICESERVE_"
 
@@ -48,10 +51,12 @@ def load_config(
         raise ConfigError(f"{group.rstrip('`')}: {sentence}" if group else sentence) from error
 
 
-def dump_config(config: Any) -> str:
+def dump_config(config: Any, as_json: bool = False) -> str:
     """The YAML that ``load_config`` reads back as ``config``, every field written out but secrets:
-    where one is set there is a word that no list of keys can be read from."""
-    return yaml.safe_dump(_shown(config), sort_keys=False)
+    where one is set there is a word that no list of keys can be read from. ``as_json``: the same in
+    one line of JSON, which is YAML too."""
+    shown = _shown(config)
+    return f"{json.dumps(shown)}\n" if as_json else yaml.safe_dump(shown, sort_keys=False)
 
 
 def _shown(value: Any) -> Any:
@@ -62,7 +67,7 @@ def _shown(value: Any) -> Any:
     shown = {}
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)
-        is_hidden = bool(inner) and field.metadata.get("secret", False)
+        is_hidden = bool(inner) and setting_of(field).secret
         shown[field.name] = _HIDDEN if is_hidden else _shown(inner)
     return shown
 
@@ -83,7 +88,7 @@ def _given(
 ) -> Iterator[_Given]:
     """What was given, the weakest first."""
     if path is not None:
-        for key, value in _flatten(_read_yaml(path), dict(_fields(cls))):
+        for key, value in _flatten(_read_yaml(path), _hints(cls)):
             yield _Given(str(path), key, value)
     for name in sorted(env):
         key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
@@ -132,7 +137,7 @@ def _nest(values: dict[str, Any]) -> dict[str, Any]:
 
 def _value(cls: type[Any], given: _Given) -> Any:
     """The value, checked, in the field's type."""
-    fields = dict(_fields(cls))
+    fields = _hints(cls)
     if given.key not in fields:
         raise ConfigError(f"{given.source}: {_unknown(given.key, list(fields))}")
     hint, value = fields[given.key], given.value
@@ -163,32 +168,25 @@ def _groups(group: type[Any], given: _Given) -> list[dict[str, Any]]:
         except yaml.YAMLError:
             items = None
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        keys = ", ".join(key for key, _ in _fields(group))
+        keys = ", ".join(_hints(group))
         raise ConfigError(
             f"{given.source}: {given.key} must be a list, each item with some of {keys}"
         )
     checked = []
     for i, item in enumerate(items):
         source = f"{given.source}, {given.key}[{i}]"
-        inner = [_Given(source, key, value) for key, value in _flatten(item, dict(_fields(group)))]
+        inner = [_Given(source, key, value) for key, value in _flatten(item, _hints(group))]
         checked.append(_nest({one.key: _value(group, one) for one in inner}))
     return checked
 
 
-def _is_secret(cls: type[Any], key: str) -> bool:
-    *groups, name = key.split(".")
-    for group in groups:
-        cls = get_type_hints(cls)[group]
-    return any(f.name == name and "secret" in f.metadata for f in dataclasses.fields(cls))
-
-
-def _fields(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _hints(cls: type[Any]) -> dict[str, Any]:
     """Dotted key and type of every field that is not itself a group of fields."""
-    for name, hint in get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _fields(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
-            yield f"{prefix}{name}", hint
+    return {leaf.key: leaf.hint for leaf in leaves(cls)}
+
+
+def _is_secret(cls: type[Any], key: str) -> bool:
+    return any(leaf.setting.secret for leaf in leaves(cls) if leaf.key == key)
 
 
 def _unknown(key: str, known: list[str]) -> str:

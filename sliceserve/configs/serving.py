@@ -1,4 +1,4 @@
-"""Settings of the server around an engine, and of a split client."""
+"""Settings of the server around an engine, of a split client, and of a gateway."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from sliceserve.configs.codec import CodecConfig
 from sliceserve.configs.engine import EngineConfig
 from sliceserve.configs.model import ModelConfig
-from sliceserve.configs.validation import expect, secret
+from sliceserve.configs.settings import setting
+from sliceserve.configs.validation import expect
 
 # Whose requests are, when no tenant's key came with them.
 DEFAULT_TENANT = "default"
@@ -22,7 +23,7 @@ class TenantConfig:
     """
 
     name: str
-    api_keys: tuple[str, ...] = secret(())
+    api_keys: tuple[str, ...] = setting((), secret=True)
     weight: float = 1.0
     max_requests: int | None = None
 
@@ -35,29 +36,62 @@ class TenantConfig:
         expect(limit is None or limit >= 1, "max_requests of a tenant", "at least 1", limit)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """`sliceserve serve`: where it listens, whom it lets in, how it ends.
+# Without slots, which two bases of one class cannot both have.
+@dataclass(frozen=True, kw_only=True)
+class HttpConfig:
+    """An OpenAI endpoint: where it listens, whom it lets in, how it ends."""
 
-    ``tenants`` are told apart by their keys. ``api_keys`` are those of the tenant "default", which
-    need not be among them. Without any key everybody may enter, and is "default".
-    ``served_model_name`` is what /v1/models shows; None is the model's own name.
-    ``drain_timeout_s`` is how long live requests may go on after SIGTERM.
-    ``api_workers`` processes share the connections of clients; the engine has one of its own.
-    """
-
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_keys: tuple[str, ...] = secret(())
-    tenants: tuple[TenantConfig, ...] = ()
-    served_model_name: str | None = None
-    drain_timeout_s: float = 30.0
-    api_workers: int = 1
+    host: str = setting(
+        "127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.", "Network"
+    )
+    port: int = setting(8000, "Port to listen on; 0 takes a free one.", "Network")
+    api_keys: tuple[str, ...] = setting(
+        (),
+        "A key that lets clients in; repeatable, and safer in SLICESERVE_API_KEYS.",
+        "Security",
+        flag="api-key",
+        shown="all are let in",
+        secret=True,
+    )
+    served_model_name: str | None = setting(
+        None, "The model's name in the API.", "Network", shown="the model's own"
+    )
+    drain_timeout_s: float = setting(
+        30.0,
+        "Seconds that live requests may go on after SIGTERM.",
+        "Network",
+        flag="drain-timeout",
+    )
 
     def __post_init__(self) -> None:
         # A socket takes a larger number modulo 65536, without a word.
         expect(0 <= self.port <= 65535, "port", "0 to 65535", self.port)
+        drain = self.drain_timeout_s
+        expect(drain >= 0, "drain_timeout_s", "0 seconds or more", drain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig(HttpConfig):
+    """`sliceserve serve`: an engine, and the endpoint before it.
+
+    ``tenants`` are told apart by their keys. ``api_keys`` are those of the tenant "default", which
+    need not be among them. Without any key everybody may enter, and is "default".
+    """
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tenants: tuple[TenantConfig, ...] = setting(
+        (),
+        "Clients with keys, shares and limits of their own, as a list in YAML; see "
+        "docs/operating.md.",
+        "Security",
+        shown="none",
+    )
+    api_workers: int = setting(
+        1, "Processes that hold the clients' connections; more where one is always busy.", "Network"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         expect(self.api_workers >= 1, "api_workers", "at least 1", self.api_workers)
         names = Counter(tenant.name for tenant in self.tenants)
         twice = [name for name, count in names.items() if count > 1]
@@ -87,22 +121,58 @@ class ServerConfig:
         return replace(self.engine, scheduler=scheduler)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ClientConfig:
     """A split client: the server, the cut, the codec, and patience.
 
-    ``split`` is the number of layers that run here; None takes the middle one of the cuts that
-    the server offers. ``timeout_s`` bounds the wait for one answer of the server,
-    ``resume_timeout_s`` the time spent to get a lost connection back. With ``prefix_cache`` what
-    earlier requests have computed stays in the KV cache until others need the room, and a request
-    that begins with the same tokens neither computes it again nor sends what the server has still.
+    With ``prefix_cache`` what earlier requests have computed stays in the KV cache until others
+    need the room, and a request that begins with the same tokens neither computes it again nor
+    sends what the server has still.
     """
 
-    server: str = "http://127.0.0.1:8000"
+    server: str = setting("http://127.0.0.1:8000", "Where `sliceserve serve` runs.", "Network")
     model: ModelConfig = field(default_factory=ModelConfig)
-    split: int | None = None
+    split: int | None = setting(
+        None,
+        "How many layers run here: one of the cuts that the server offers.",
+        "Split",
+        shown="the middle one",
+    )
     codec: CodecConfig = field(default_factory=CodecConfig)
-    api_key: str | None = secret(None)
-    timeout_s: float = 60.0
-    resume_timeout_s: float = 30.0
-    prefix_cache: bool = True
+    api_key: str | None = setting(
+        None,
+        "The server's key; safer in SLICESERVE_API_KEY.",
+        "Security",
+        shown="none",
+        secret=True,
+    )
+    timeout_s: float = setting(
+        60.0, "Seconds to wait for one answer of the server.", "Patience", flag="timeout"
+    )
+    resume_timeout_s: float = setting(
+        30.0,
+        "Seconds to spend on getting a lost connection back.",
+        "Patience",
+        flag="resume-timeout",
+    )
+    prefix_cache: bool = setting(
+        True, "Keep what has been computed and sent for requests that begin alike.", "Memory"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayConfig(ClientConfig, HttpConfig):
+    """`sliceserve gateway`: a split client, and the endpoint before it."""
+
+    port: int = setting(8001, "Port to listen on; 0 takes a free one.", "Network")
+    api_keys: tuple[str, ...] = setting(
+        (),
+        "A key that lets programs in; repeatable, and safer in SLICESERVE_API_KEYS.",
+        "Security",
+        flag="gateway-key",
+        shown="all are let in",
+        secret=True,
+    )
+    served_model_name: str | None = setting(
+        None, "The model's name in the API.", "Network", shown="the server's name for it"
+    )

@@ -19,9 +19,9 @@ from sliceserve.api.listening import ServerError
 from sliceserve.api.server import run_server
 from sliceserve.configs import (
     CacheConfig,
-    ClientConfig,
     CodecConfig,
     EngineConfig,
+    GatewayConfig,
     LayerConfig,
     ModelConfig,
     ServerConfig,
@@ -74,14 +74,15 @@ def start_server(config):
 async def gateway(model_path, server_url, split):
     """The URL of a gateway in this event loop; it must end well at SIGTERM."""
     url = asyncio.get_running_loop().create_future()
-    config = ClientConfig(
+    config = GatewayConfig(
         server=server_url,
         model=ModelConfig(model=str(model_path), dtype="float32", device="cpu"),
         split=split,
         codec=CodecConfig(name="float32"),
         api_key="sesame",
+        port=0,
     )
-    running = asyncio.create_task(run_gateway(config, url.set_result, port=0))
+    running = asyncio.create_task(run_gateway(config, url.set_result))
     await asyncio.wait({running, url}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         running.result()

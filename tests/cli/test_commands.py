@@ -58,13 +58,25 @@ def test_help_needs_no_torch():
 
 @pytest.mark.parametrize(
     "args",
-    [["sreve"], ["serve", "--prot", "80"], ["serve", "--port", "http"], ["demo", "--split", "x"]],
+    [
+        ["serve", "--port", "http"],
+        ["demo", "--split", "x"],
+        ["serve", "--dtype", "float8"],
+        ["gateway", "--codec", "zip"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(run, args):
     result = run(*args)
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("args", "meant"), [(["sreve"], "serve"), (["serve", "--prot"], "--port")])
+def test_a_wrong_name_tells_the_nearest(run, args, meant):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert meant in result.stderr
 
 
 def test_flags_become_settings(run):
@@ -124,20 +136,25 @@ def test_flags_beat_the_environment_and_the_file(run, tmp_path):
     ("args", "words"),
     [
         (["serve", "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
-        (["serve", "--dtype", "float8"], "engine.model.dtype must be auto or float32"),
+        (["serve", "--config", "labtop-server"], "did you mean laptop-server?"),
+        (["serve", "--config", "edge-client-cpu"], "there is no setting server"),
         (["serve", "--cuts", "a,b"], "engine.layers.cuts must be a list"),
         (["chat", "--sparsity", "1.5"], "sparsity must be at least 0 and below 1, got 1.5"),
-        (["gateway", "--codec", "zip"], "codec.name must be calibrated"),
-        (["fetch", "./nowhere"], "nowhere"),
     ],
 )
-def test_a_foreseen_error_is_a_sentence(run, args, words):
+def test_a_wrong_setting_is_a_sentence(run, args, words):
     result = run(*args)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_foreseen_error_is_a_sentence(run):
+    result = run("fetch", "./nowhere")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: there is no model './nowhere'")
 
 
 def test_a_port_in_use_is_a_sentence(run):
@@ -171,5 +188,4 @@ def test_an_interrupt_is_no_traceback(run, monkeypatch):
 
     monkeypatch.setattr("sliceserve.models.resolve.resolve_model", interrupted)
     result = run("fetch")
-    assert result.exit_code == 1
-    assert result.stderr == "Error: interrupted\n"
+    assert (result.exit_code, result.stderr) == (130, "")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from sliceserve.configs import ClientConfig, ServerConfig
+from sliceserve.configs import ClientConfig, GatewayConfig, ServerConfig
 from sliceserve.configs.loading import ConfigError, dump_config, load_config
+from sliceserve.configs.presets import find_config, presets
 
-PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+PRESETS = presets()
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_an_empty_file_is_the_defaults(yaml_file):
     assert load_config(ServerConfig, yaml_file("# nothing\n"), env={}) == ServerConfig()
 
 
-@pytest.mark.parametrize("cls", [ServerConfig, ClientConfig])
+@pytest.mark.parametrize("cls", [ServerConfig, ClientConfig, GatewayConfig])
 def test_a_dump_loads_as_the_same(yaml_file, cls):
     env = {
         "SLICESERVE_TENANTS": "[{name: default, weight: 2}]",
@@ -198,11 +199,35 @@ def test_a_dump_loads_as_the_same(yaml_file, cls):
     assert load_config(cls, yaml_file(dump_config(config)), env={}) == config
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_presets_load(path):
-    cls = ClientConfig if "client" in path.stem else ServerConfig
-    assert load_config(cls, path, env={}) != cls()
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_load_by_name(name):
+    cls = ClientConfig if "client" in name else ServerConfig
+    assert load_config(cls, find_config(name), env={}) != cls()
+    # A comment says what it is for, and how it is used.
+    assert f"--config {name}\n" in PRESETS[name].read_text()
 
 
-def test_there_are_presets():
-    assert len(PRESETS) >= 4
+def test_there_is_a_preset_for_each_kind_of_machine():
+    assert set(PRESETS) == {
+        "laptop-server",
+        "one-gpu-server",
+        "edge-client-cpu",
+        "edge-client-small-gpu",
+    }
+
+
+@pytest.mark.parametrize("name", ["here.yaml", "./laptop-server", "some/where"])
+def test_a_path_is_no_preset(name):
+    assert find_config(name) == Path(name)
+
+
+def test_a_preset_that_is_not_there_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean one-gpu-server"):
+        find_config("one-gpu-sever")
+
+
+def test_one_line_of_json_is_read_back(yaml_file):
+    config = load_config(ServerConfig, env={"SLICESERVE_ENGINE__LAYERS__CUTS": "4"})
+    line = dump_config(config, as_json=True)
+    assert line.count("\n") == 1
+    assert load_config(ServerConfig, yaml_file(line), env={}) == config
