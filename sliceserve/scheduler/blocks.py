@@ -152,8 +152,11 @@ class BlockManager:
         num_missing = self._num_missing(request, num_tokens)
         if num_missing <= 0:
             return True
-        lowest = self._lowest_segment(request.entry_layer)
-        return all(self._num_available(i) >= num_missing for i in range(lowest, len(self.segments)))
+        for i in range(self._lowest_segment(request.entry_layer), len(self.segments)):
+            # Mostly there are free ones, and nobody needs to ask what could be evicted.
+            if self.pools[i].num_free < num_missing and self._num_available(i) < num_missing:
+                return False
+        return True
 
     def grow(self, request: Request, num_tokens: int) -> None:
         """Extend the request's block tables over positions below ``num_tokens``, in all of its
@@ -165,7 +168,8 @@ class BlockManager:
             raise SchedulerError(f"no {num_missing} free blocks for request {request.request_id}")
         tables = self._tables(request)
         for i in range(self._lowest_segment(request.entry_layer), len(self.segments)):
-            self._evict(i, num_missing)
+            if self.pools[i].num_free < num_missing:
+                self._evict(i, num_missing)
             tables[i] += self.pools[i].allocate(num_missing)
 
     def recall(self, request: Request, digests: Sequence[bytes]) -> None:

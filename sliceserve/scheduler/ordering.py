@@ -81,7 +81,9 @@ class Rotation:
         return self._requests.pop(request.request_id, None) is not None
 
     def first(self) -> Request | None:
-        return next(iter(self._requests.values()), None)
+        for request in self._requests.values():
+            return request
+        return None
 
 
 def each(queue: Queue, step: Step) -> Iterator[Request]:
@@ -91,8 +93,9 @@ def each(queue: Queue, step: Step) -> Iterator[Request]:
     nobody passes it.
     """
     left = None
+    first = queue.first
     while step.num_rows > 0 and step.num_slots > 0:
-        request = queue.first()
+        request = first()
         if request is None or request is left:
             return
         yield request

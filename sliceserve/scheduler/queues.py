@@ -42,7 +42,7 @@ class Queues:
 
     def push(self, request: Request) -> None:
         """Put the request, which is in no queue, where it belongs now."""
-        num_pending = request.num_pending
+        num_pending = len(request.inputs) - request.num_computed
         if num_pending == 0:
             self.policy.rest(request)
             return

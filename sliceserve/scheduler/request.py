@@ -131,4 +131,4 @@ class Request:
     def samples_at(self, stop: int) -> bool:
         """Whether rows that end before ``stop`` choose a token. A replay passes positions whose
         token is known, and chooses none of them again."""
-        return not self.is_head and stop == self.num_tokens
+        return not self.is_head and stop == self.num_prompt + len(self.outputs)

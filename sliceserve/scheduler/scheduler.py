@@ -189,7 +189,8 @@ class Scheduler:
         step = self._step = Step(self._num_rows(), self._config.max_requests_per_step)
         for request in self._queues.candidates(step):
             # A decode within its last block needs no other, nor could one in the cache follow.
-            if (request.num_pending == 1 and self.blocks.covers(request)) or self._find(request):
+            is_decode = len(request.inputs) - request.num_computed == 1
+            if (is_decode and self.blocks.covers(request)) or self._find(request):
                 self._queues.choose(request, step)
         if not step.chosen:
             return None
@@ -233,8 +234,9 @@ class Scheduler:
             if scheduled.sampling is not None:
                 token = self._sampled(request, output)
                 finish_reason = self._finish_reason(request, token.token_id)
-        # Of a head's rows, only those that were coded in this step left a state behind.
-        self.blocks.store(request, scheduled.num_emitted)
+        if request.num_computed // self.blocks.block_size > len(request.cached_blocks):
+            # Of a head's rows, only those that were coded in this step left a state behind.
+            self.blocks.store(request, scheduled.num_emitted)
         if finish_reason is None:
             if request.entry_layer > 0:
                 self._packets.extend(request)
@@ -396,13 +398,14 @@ _entry_layer = attrgetter("entry_layer")
 def _scheduled(request: Request, num_rows: int) -> ScheduledRequest:
     start = request.num_computed
     stop = start + num_rows
+    # By place, which takes half the time of names.
     return ScheduledRequest(
-        request_id=request.request_id,
-        entry_layer=request.entry_layer,
-        start=start,
-        inputs=request.inputs[start:stop],
-        block_tables=request.block_tables,
-        sampling=request.sampling if request.samples_at(stop) else None,
-        num_emitted=request.num_emitted,
-        codec=request.codec,
+        request.request_id,
+        request.entry_layer,
+        start,
+        request.inputs[start:stop],
+        request.block_tables,
+        request.sampling if request.samples_at(stop) else None,
+        len(request.packets),
+        request.codec,
     )

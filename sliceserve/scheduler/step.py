@@ -30,7 +30,7 @@ class Step:
 
     def choose(self, request: Request) -> int:
         """Give the request as many rows as it can use and there are; how many those were."""
-        num_rows = request.num_pending
+        num_rows = len(request.inputs) - request.num_computed
         if num_rows > self.num_rows:
             num_rows = self.num_rows
         self.chosen[request.request_id] = (request, num_rows)
