@@ -1,9 +1,10 @@
 """One request of a split client: the engine's outputs in the words of the wire."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sliceserve.api.metrics import RequestTimer
 from sliceserve.engine.messages import RequestOutput
+from sliceserve.scheduler.plan import Logprob
 from sliceserve.transport.messages import (
     Alternative,
     Control,
@@ -11,9 +12,14 @@ from sliceserve.transport.messages import (
     Error,
     Open,
     Opened,
+    PromptLogprobs,
+    PromptToken,
     Token,
     Want,
 )
+
+# So many of a prompt's tokens, with the most alternatives each, fit a frame several times.
+_PROMPT_TOKENS_PER_MESSAGE = 512
 
 
 class SplitRequest:
@@ -38,6 +44,7 @@ class SplitRequest:
             )
         elif output.wanted is not None:
             yield Want(request_id=self.request_id, next_position=output.wanted)
+        yield from self._prompt_logprobs(output)
         yield from self._tokens(output)
         if output.finish_reason == "error":
             yield Error(
@@ -50,6 +57,17 @@ class SplitRequest:
             self._credit = output.credit
             yield Credit(request_id=self.request_id, credit=output.credit)
 
+    def _prompt_logprobs(self, output: RequestOutput) -> Iterator[PromptLogprobs]:
+        for start in range(0, len(output.prompt_logprobs), _PROMPT_TOKENS_PER_MESSAGE):
+            scores = output.prompt_logprobs[start : start + _PROMPT_TOKENS_PER_MESSAGE]
+            yield PromptLogprobs(
+                request_id=self.request_id,
+                position=output.prompt_start + start,
+                tokens=[
+                    PromptToken(s.token_id, s.logprob, s.rank, _alternatives(s.top)) for s in scores
+                ],
+            )
+
     def _tokens(self, output: RequestOutput) -> Iterator[Token]:
         for i, token in enumerate(output.tokens):
             is_last = i == len(output.tokens) - 1
@@ -59,10 +77,14 @@ class SplitRequest:
                 position=output.start + i,
                 token_id=token.token_id,
                 logprob=token.logprob,
-                top=[Alternative(top.token_id, top.logprob) for top in token.top],
+                top=_alternatives(token.top),
                 finish_reason=output.finish_reason if is_last else None,
                 server_us=round(self._seconds * 1e6),
             )
             self._seconds = 0.0
         if output.tokens and output.finish_reason is not None:
             self._timer.finish(output.finish_reason)
+
+
+def _alternatives(top: Iterable[Logprob]) -> list[Alternative]:
+    return [Alternative(other.token_id, other.logprob) for other in top]

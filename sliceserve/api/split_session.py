@@ -239,6 +239,7 @@ class Session:
                 request_id=self._engine_id(request_id),
                 entry_layer=self._welcome.cut,
                 num_prompt=message.num_prompt,
+                prompt=message.prompt_ids,
                 outputs=message.outputs,
                 sampling=message.sampling,
                 codec=engine_messages.packet_codec(self._welcome.codec, self._welcome.profile),

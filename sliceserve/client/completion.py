@@ -4,7 +4,7 @@ import reprlib
 from dataclasses import dataclass
 
 from sliceserve.client.stats import RequestStats
-from sliceserve.scheduler.plan import FinishReason, SampledToken
+from sliceserve.scheduler.plan import FinishReason, PromptLogprob, SampledToken
 
 _SHOWN_CHARACTERS = 60
 
@@ -13,7 +13,8 @@ _SHOWN_CHARACTERS = 60
 class Completion:
     """An answer. ``token_ids`` has every sampled token, an end token and those of a stop string
     included, which ``text`` leaves out. ``logprobs`` has the tokens with their logprobs, if they
-    were asked for."""
+    were asked for; ``prompt_logprobs`` those of the prompt, None for its first, which nothing
+    stands before."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -21,6 +22,7 @@ class Completion:
     num_prompt_tokens: int
     stats: RequestStats
     logprobs: tuple[SampledToken, ...] | None = None
+    prompt_logprobs: tuple[PromptLogprob | None, ...] | None = None
 
     @property
     def num_tokens(self) -> int:

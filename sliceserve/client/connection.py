@@ -10,7 +10,7 @@ import msgspec
 from sliceserve.client.errors import ConnectionRefused
 from sliceserve.transport.frames import DataFrame, ProtocolError, decode, encode
 from sliceserve.transport.link import CloseCode, Link, LinkClosed, LinkRefused, wire_bytes
-from sliceserve.transport.messages import Control, Error, Hello, Welcome
+from sliceserve.transport.messages import OLDEST_VERSION, Control, Error, Hello, Welcome
 
 # Makes a new link to the server. Raises LinkRefused.
 Dial = Callable[[], Awaitable[Link]]
@@ -98,12 +98,25 @@ class Dialer:
         return connection
 
     async def _greet(self) -> Connection:
+        """In the newest version of the protocol that the server speaks."""
+        refusals = []
+        for protocol in range(self._hello.protocol, OLDEST_VERSION - 1, -1):
+            try:
+                return await self._greet_in(protocol)
+            except ConnectionRefused as error:
+                if error.code != "unsupported_protocol":
+                    raise
+                refusals.append(error)
+        raise refusals[0]
+
+    async def _greet_in(self, protocol: int) -> Connection:
         try:
             link = await self._dial()
         except LinkRefused as error:
             raise ConnectionRefused(error.code, str(error), error.retry_after_s) from error
         try:
-            welcome = await _shake_hands(link, self._hello)
+            hello = msgspec.structs.replace(self._hello, protocol=protocol)
+            welcome = await _shake_hands(link, hello)
             self._expect_same_profile(welcome)
             return Connection(link, welcome)
         except BaseException:

@@ -22,6 +22,7 @@ from sliceserve.transport.messages import (
     Drain,
     Error,
     Opened,
+    PromptLogprobs,
     Token,
     Want,
     Welcome,
@@ -242,7 +243,7 @@ class Line:
                 self._dialer.forget_session()
             case Error(request_id=None):
                 raise ConnectionRefused(message.code, message.message, message.retry_after_s)
-            case Opened() | Credit() | Want() | Token() | Error():
+            case Opened() | Credit() | Want() | PromptLogprobs() | Token() | Error():
                 # None: ended here while the message was on its way.
                 request = self._live.get(message.request_id or 0)
                 if request is not None:
@@ -254,7 +255,7 @@ class Line:
     def _handle_news(
         self,
         request: SplitRequest,
-        message: Opened | Credit | Want | Token | Error,
+        message: Opened | Credit | Want | PromptLogprobs | Token | Error,
         num_bytes: int,
     ) -> None:
         now = time.monotonic()
@@ -267,6 +268,8 @@ class Line:
                     request.grant(message.credit, now)
                 case Want():
                     request.rewind(message.next_position, now)
+                case PromptLogprobs():
+                    request.take_prompt_logprobs(message, now)
                 case Token():
                     request.take_token(message, now)
                 case Error():

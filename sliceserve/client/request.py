@@ -7,10 +7,17 @@ from sliceserve.client.errors import RequestFailed
 from sliceserve.client.stats import RequestStats
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.generation import Generated
-from sliceserve.scheduler.plan import FinishReason, Logprob, SampledToken
+from sliceserve.scheduler.plan import FinishReason, Logprob, PromptLogprob, SampledToken
 from sliceserve.scheduler.prefix import block_digests
 from sliceserve.transport.frames import DataFrame, frames_for
-from sliceserve.transport.messages import Open, Token, Welcome
+from sliceserve.transport.messages import (
+    Alternative,
+    Open,
+    PromptLogprobs,
+    Token,
+    Welcome,
+    newer_settings,
+)
 
 
 class SplitRequest:
@@ -41,6 +48,7 @@ class SplitRequest:
         self.known_to_server = False
         self.finished = False
         self._outputs: list[int] = []
+        self._prompt_logprobs: list[PromptLogprob] = []
         self._packets: list[bytes] = []
         self._num_kept: int | None = None
         # Some server has had all packets below the first; those of the second it had without our
@@ -89,12 +97,14 @@ class SplitRequest:
     def next_message(self, limits: Welcome, now: float) -> Open | DataFrame | None:
         """What may be sent now; None if it is somebody else's turn. Counts it as sent.
 
-        Raises RequestFailed for a packet that fits no frame.
+        Raises RequestFailed for a packet that fits no frame, and for what the server is too old to
+        do.
         """
         if self._num_kept is None or now < self._postponed_until:
             return None
         if not self._announced:
             # A server that knew the request and has forgotten it may still have what it was sent.
+            self._expect_understood(limits.protocol)
             num_named = len(self._packets) if self.known_to_server else self._num_kept
             return self._announce(self._packets[:num_named], limits.block_size, now)
         start = self._next_position
@@ -119,6 +129,14 @@ class SplitRequest:
         self._count_packets(self._next_position)
         return frame
 
+    def _expect_understood(self, protocol: int) -> None:
+        if names := newer_settings(self.sampling, protocol):
+            raise RequestFailed(
+                "unsupported_protocol",
+                f"{', '.join(names)}: the server speaks version {protocol} of the protocol and "
+                "would do nothing about it; leave it out, or bring the server up to date",
+            )
+
     def _announce(self, packets: list[bytes], block_size: int, now: float) -> Open:
         """``packets`` are those that the server may have."""
         self._announced = self.known_to_server = True
@@ -132,6 +150,7 @@ class SplitRequest:
             outputs=list(self._outputs),
             prefix=prefix,
             priority=self.priority,
+            prompt_ids=self.prompt if self.sampling.needs_prompt else [],
         )
 
     def postpone(self, seconds: float, patience_s: float, now: float) -> bool:
@@ -181,13 +200,36 @@ class SplitRequest:
                 f"the server sent a token for position {token.position}; the next is "
                 f"{self.num_known}, and it has had {self._num_had} packets",
             )
+        num_scored = len(self._prompt_logprobs)
+        if self.sampling.prompt_logprobs is not None and num_scored < len(self.prompt) - 1:
+            raise RequestFailed(
+                "protocol_error",
+                f"the server sent a token before the logprobs of prompt position {num_scored + 1}",
+            )
         reason = _finish_reason(token.finish_reason)
         self._count_token(token, now)
         self._outputs.append(token.token_id)
         self.finished = reason is not None
-        top = tuple(Logprob(other.token_id, other.logprob) for other in token.top)
-        sampled = SampledToken(token.token_id, token.logprob, top)
-        self.steps.put_nowait(Generated(sampled, reason, len(self._unsent)))
+        sampled = SampledToken(token.token_id, token.logprob, _alternatives(token.top))
+        scores = self._prompt_logprobs if len(self._outputs) == 1 else []
+        self.steps.put_nowait(Generated(sampled, reason, len(self._unsent), scores))
+
+    def take_prompt_logprobs(self, message: PromptLogprobs, now: float) -> None:
+        """Keep them for the first token; ignore those that are here already. RequestFailed for a
+        gap, and for more than the prompt has."""
+        num_had = len(self._prompt_logprobs)
+        start, stop = message.position, message.position + len(message.tokens)
+        if not 1 <= start <= num_had + 1 or stop > len(self.prompt):
+            raise RequestFailed(
+                "protocol_error",
+                f"the server sent logprobs of prompt positions {start} to {stop - 1}; next is "
+                f"{num_had + 1} of {len(self.prompt)}",
+            )
+        self._heard_at = now
+        self._prompt_logprobs += [
+            PromptLogprob(token.token_id, token.logprob, token.rank, _alternatives(token.top))
+            for token in message.tokens[num_had + 1 - start :]
+        ]
 
     def server_silence_s(self, now: float) -> float:
         """How long the server has owed an answer; 0 while it is the head's turn, and while the
@@ -214,6 +256,10 @@ class SplitRequest:
             self.stats.ttft_s += now - self._started_at
         else:
             self.stats.decode_s = now - self._first_token_at
+
+
+def _alternatives(top: list[Alternative]) -> tuple[Logprob, ...]:
+    return tuple(Logprob(other.token_id, other.logprob) for other in top)
 
 
 def _finish_reason(name: str | None) -> FinishReason | None:

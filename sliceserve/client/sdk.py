@@ -270,6 +270,9 @@ class AsyncSplitLLM:
             num_prompt_tokens=len(ids),
             stats=counted.stats,
             logprobs=None if sampling.logprobs is None else tokens,
+            prompt_logprobs=(
+                None if sampling.prompt_logprobs is None else (None, *chunks[0].prompt_logprobs)
+            ),
         )
 
     async def _complete_all(

@@ -45,6 +45,7 @@ class SplitSession:
         self._make_head = make_head
         self._fetch_profile = fetch_profile
         self._codec = hello.codec
+        self._hide_tokens = hello.hide_tokens
         self._ids = itertools.count(1)
         self._head: EngineClient | None = None
 
@@ -162,9 +163,16 @@ class SplitSession:
 
     def _settle(self, sampling: SamplingParams, num_prompt: int) -> SamplingParams:
         """Fill in what two servers might choose differently. Raises RequestFailed for a prompt
-        that leaves no room."""
+        that leaves no room, and for what cannot be done."""
         if num_prompt < 1:
             raise RequestFailed("invalid_request", "a prompt needs at least one token, got none")
+        if sampling.needs_prompt and self._hide_tokens:
+            raise RequestFailed(
+                "invalid_request",
+                "repetition_penalty and prompt_logprobs take the prompt's token ids to the server, "
+                "and this client hides them; leave these settings out, or use a client without "
+                "hide_tokens",
+            )
         room = self.max_model_len - num_prompt
         if room < 1:
             raise RequestFailed(

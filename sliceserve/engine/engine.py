@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import secrets
 import time
+from collections.abc import Iterable
 
 import msgspec
 
@@ -224,11 +225,17 @@ class Engine:
                 "unsupported_codec",
                 f"codec {command.codec!r} is not known here; known are {', '.join(codecs)}",
             )
-        for token_id in (*command.prompt, *command.outputs):
-            if not 0 <= token_id < info.vocab_size:
+        self._expect_in_vocabulary((*command.prompt, *command.outputs), "token id")
+        biased = [token_id for token_id, _ in command.sampling.logit_bias]
+        self._expect_in_vocabulary(biased, "logit_bias has token id")
+
+    def _expect_in_vocabulary(self, token_ids: Iterable[int], what: str) -> None:
+        size = self.info.vocab_size
+        for token_id in token_ids:
+            if not 0 <= token_id < size:
                 raise RequestRefused(
                     "invalid_request",
-                    f"token id {token_id} is outside the vocabulary of {info.vocab_size}",
+                    f"{what} {token_id}, which is outside the vocabulary of {size}",
                 )
 
     def _append_packets(self, command: AppendPackets) -> list[RequestOutput]:
@@ -298,7 +305,8 @@ class Engine:
         request = progress.request
         request_id = request.request_id
         seconds = self._unreported_seconds.pop(request_id, 0.0) + progress.seconds
-        is_news = progress.token or progress.packets or progress.finish_reason
+        scored = progress.prompt_logprobs
+        is_news = progress.token or progress.packets or scored or progress.finish_reason
         if not is_news and request.entry_layer == 0:
             self._unreported_seconds[request_id] = seconds
             return None
@@ -310,6 +318,8 @@ class Engine:
             start=progress.start,
             tokens=[progress.token] if progress.token is not None else [],
             packets=progress.packets,
+            prompt_start=request.num_scored + 1 - len(scored),
+            prompt_logprobs=scored,
             seconds=seconds,
             finish_reason=progress.finish_reason,
         )
@@ -321,12 +331,15 @@ class Engine:
 
 
 def _continues(command: Open, request: Request) -> bool:
-    """Is the live request the one that the client means, with at most its last token unseen?"""
+    """Is the live request the one that the client means, with at most its last token unseen?
+
+    Logprobs of its prompt that the client may have missed are not kept: it begins anew for them."""
     return (
         request.num_prompt == command.num_prompt
         and request.entry_layer == command.entry_layer
         and request.codec == command.codec
         and command.outputs in (request.outputs, request.outputs[:-1])
+        and (bool(command.outputs) or request.num_to_score == 0)
     )
 
 

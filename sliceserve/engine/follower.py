@@ -67,8 +67,8 @@ def _follow(inbox: Inbox) -> None:
         hidden = buffer[: batch.num_rows]
         group.broadcast(hidden)
         layers.forward(hidden, batch)
-        if step.logit_rows:
-            layers.decoder.logits(hidden[step.logit_rows])
+        for rows in step.logit_rows:
+            layers.decoder.logits(hidden[rows])
 
 
 if __name__ == "__main__":

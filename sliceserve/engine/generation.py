@@ -14,7 +14,7 @@ from sliceserve.engine.client import EngineClient
 from sliceserve.engine.messages import Cancel, Open
 from sliceserve.models.text import TextStream
 from sliceserve.models.tokenizer import Tokenizer
-from sliceserve.scheduler.plan import FinishReason, SampledToken
+from sliceserve.scheduler.plan import FinishReason, PromptLogprob, SampledToken
 
 
 class GenerationError(RuntimeError):
@@ -31,11 +31,13 @@ class GenerationError(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class Generated:
     """One sampled token; ``finish_reason`` is set on the last. ``num_cached``: how many of the
-    prompt's positions were found in a prefix cache."""
+    prompt's positions were found in a prefix cache. ``prompt_logprobs``, on the first token, are
+    those of the prompt's tokens but the first, if they were asked for."""
 
     token: SampledToken
     finish_reason: FinishReason | None = None
     num_cached: int = 0
+    prompt_logprobs: Sequence[PromptLogprob] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,10 @@ class ThinGenerator:
             priority=caller.priority,
         )
         finished = False
+        scores: list[PromptLogprob] = []
         try:
             async for output in self._engine.open(request):
+                scores += output.prompt_logprobs
                 finished = output.finish_reason is not None
                 if output.finish_reason == "error":
                     raise GenerationError(
@@ -105,7 +109,8 @@ class ThinGenerator:
                 for i, token in enumerate(output.tokens):
                     is_last = i == len(output.tokens) - 1
                     reason = output.finish_reason if is_last else None
-                    yield Generated(token, reason, output.num_cached)
+                    yield Generated(token, reason, output.num_cached, scores)
+                    scores = []
         finally:
             if not finished:
                 self._engine.send(Cancel(request_id))
@@ -114,13 +119,16 @@ class ThinGenerator:
 @dataclass(frozen=True, slots=True)
 class TextChunk:
     """A piece of the answer. ``text`` may be empty while a character or a possible stop string is
-    incomplete; ``finish_reason`` is set on the last chunk, whose token may be None. ``num_cached``
-    as in ``Generated``."""
+    incomplete; ``finish_reason`` is set on the last chunk, whose token may be None. ``offset``:
+    characters of the answer that the tokens before this one have made, shown or not.
+    ``num_cached`` and ``prompt_logprobs`` as in ``Generated``."""
 
     text: str
     token: SampledToken | None
     finish_reason: FinishReason | None = None
+    offset: int = 0
     num_cached: int = 0
+    prompt_logprobs: Sequence[PromptLogprob] = ()
 
 
 async def stream_text(
@@ -130,22 +138,39 @@ async def stream_text(
     sampling: SamplingParams,
     stop: Sequence[str] = (),
     caller: Caller = NOBODY,
+    *,
+    include_stop: bool = False,
+    skip_special_tokens: bool = True,
 ) -> AsyncGenerator[TextChunk, None]:
-    """Text of the answer, piece by piece, ended before the first of the ``stop`` strings.
+    """Text of the answer, piece by piece, ended before the first of the ``stop`` strings that is
+    not in the text of its first ``min_tokens`` tokens.
 
-    One chunk a token. The end token's own text is not part of the answer. Raises GenerationError.
+    One chunk a token. The text of what ended the answer, a string or a token, is a part of it with
+    ``include_stop`` alone; special tokens have text unless ``skip_special_tokens``. Raises
+    GenerationError.
     """
-    text = TextStream(tokenizer, stop)
+    text = TextStream(
+        tokenizer,
+        stop,
+        include_stop=include_stop,
+        skip_special_tokens=skip_special_tokens,
+        min_tokens=sampling.min_tokens,
+    )
     tokens = generator.generate(prompt, sampling, caller)
     try:
         async for step in tokens:
-            is_end_token = step.finish_reason == "stop"
-            piece = text.finish() if is_end_token else text.push(step.token.token_id)
+            offset, reason = text.num_characters, step.finish_reason
+            piece = ""
+            if reason != "stop" or include_stop:
+                piece = text.push(step.token.token_id)
             if text.stopped:
-                yield TextChunk(piece, step.token, "stop", step.num_cached)
-                return
-            if step.finish_reason is not None and not is_end_token:
+                reason = "stop"
+            elif reason is not None:
                 piece += text.finish()
-            yield TextChunk(piece, step.token, step.finish_reason, step.num_cached)
+            yield TextChunk(
+                piece, step.token, reason, offset, step.num_cached, step.prompt_logprobs
+            )
+            if reason is not None:
+                return
     finally:
         await tokens.aclose()

@@ -7,7 +7,7 @@ Everything that must outlive a connection is keyed by ``request_id``, which the 
 import msgspec
 
 from sliceserve.configs import SamplingParams
-from sliceserve.scheduler.plan import FinishReason, SampledToken
+from sliceserve.scheduler.plan import FinishReason, PromptLogprob, SampledToken
 
 
 class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -17,8 +17,8 @@ class Open(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     tokens already sampled (elsewhere, or before a cut of the line): their positions follow the
     prompt's. They count against ``max_tokens`` and are known to the caller, so are not reported
     again. With ``entry_layer`` 0 ``prompt`` holds the prompt's ``num_prompt`` token ids; above 0 it
-    is empty and inputs come by ``AppendPackets``, under ``codec``: a wire id, or the
-    ``packet_codec`` of one that has a profile.
+    inputs come by ``AppendPackets``, under ``codec``: a wire id, or the ``packet_codec`` of one
+    that has a profile; ``prompt`` holds the ids there too if ``sampling`` needs them.
 
     A head (an engine below the model's last layer) samples nothing: rows come back as packets, and
     tokens after the prompt come by ``AppendTokens``.
@@ -106,6 +106,8 @@ class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     ``credit``. ``opened``: the answer to ``Open``, be it "error". ``wanted``: the position that
     must come next (after ``Open``, and after a gap). ``tokens`` start at position ``start``; so do
     ``packets`` (heads), which come with ``opened`` for a prefix that a head has cached.
+    ``prompt_logprobs`` are of the positions from ``prompt_start`` on; those of the whole prompt,
+    but for its first token, come before the first of ``tokens`` or with it.
     ``num_cached``: how many of the prompt's positions were taken from the prefix cache so far;
     heads and tails know with ``opened``, requests that begin with tokens elsewhere by their first
     token. ``seconds``: busy time of this engine spent on the request since its last output.
@@ -122,6 +124,8 @@ class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     start: int = 0
     tokens: list[SampledToken] = []
     packets: list[bytes] = []
+    prompt_start: int = 0
+    prompt_logprobs: list[PromptLogprob] = []
     seconds: float = 0.0
     finish_reason: FinishReason | None = None
     error_code: str | None = None

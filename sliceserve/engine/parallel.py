@@ -57,10 +57,11 @@ class SentRows(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Pass(msgspec.Struct, frozen=True, array_like=True):
-    """Every further message: the rows of a pass, and those among them whose logits are wanted."""
+    """Every further message: the rows of a pass, and those among them whose logits are wanted, in
+    the groups in which they are."""
 
     requests: list[SentRows]
-    logit_rows: list[int]
+    logit_rows: list[list[int]]
 
 
 class RankGroup(Shard):
@@ -160,8 +161,11 @@ class Leader(RankGroup):
             self.close()
             raise
 
-    def share(self, requests: Sequence[Rows], logit_rows: list[int], hidden: torch.Tensor) -> None:
-        """Begin a pass on all ranks: its rows and their hidden states (T, hidden)."""
+    def share(
+        self, requests: Sequence[Rows], logit_rows: list[list[int]], hidden: torch.Tensor
+    ) -> None:
+        """Begin a pass on all ranks: its rows, groups of them whose logits will be computed, and
+        their hidden states (T, hidden)."""
         self.expect_alive()
         rows = [SentRows(r.entry_layer, r.start, r.num_tokens, r.block_tables) for r in requests]
         message = self._encoder.encode(Pass(rows, logit_rows))

@@ -10,12 +10,14 @@ import torch
 from sliceserve.codec.base import Codec, CodecError
 from sliceserve.codec.registry import codec_for_wire, known_codecs, warm_up
 from sliceserve.configs import SamplingParams
+from sliceserve.engine.adjustments import Adjustments
 from sliceserve.engine.batch import Batch
 from sliceserve.engine.layers import Layers
 from sliceserve.engine.parallel import Leader
 from sliceserve.engine.sampler import sample
+from sliceserve.engine.scoring import score, slices
 from sliceserve.engine.states import DecodedStates
-from sliceserve.scheduler.plan import ScheduledRequest, StepOutput, StepPlan
+from sliceserve.scheduler.plan import PromptLogprob, ScheduledRequest, StepOutput, StepPlan
 
 
 class BadRow(RuntimeError):
@@ -55,6 +57,7 @@ class Runner:
         self._hidden = layers.new_hidden(max_rows)
         self._codecs = dict(codecs or {})
         self._states = DecodedStates(layers.block_size)
+        self._adjustments = Adjustments(self._decoder.spec.eos_token_ids)
 
     def codec(self, name: str) -> Codec:
         """The decoder of packets under ``name``; raises CodecError for an unknown one."""
@@ -65,10 +68,12 @@ class Runner:
     def forget(self, request_id: str) -> None:
         """The request has ended."""
         self._states.forget(request_id)
+        self._adjustments.forget(request_id)
 
     def check(self, live: Container[str]) -> None:
         """Raise SchedulerError if anything is kept of requests that are not ``live``."""
         self._states.check(live)
+        self._adjustments.check(live)
 
     def expect_alive(self) -> None:
         """Raise RanksLost if another rank has ended."""
@@ -111,16 +116,20 @@ class Runner:
         hidden = self._hidden[: batch.num_rows]  # (T, hidden)
         self._states.begin_step()
         self._fill(hidden, plan.requests, batch)
+        scored = list(slices(_scored_rows(plan.requests, batch), self._decoder.spec.vocab_size))
         sampling = [i for i, r in enumerate(plan.requests) if r.sampling is not None]
-        logit_rows = [batch.last_rows[i] for i in sampling]
+        sampled = [batch.last_rows[i] for i in sampling]
         if self._leader is not None:
+            logit_rows = [*scored, sampled] if sampled else scored
             self._leader.share(plan.requests, logit_rows, hidden)
         self._layers.forward(hidden, batch)
         output = StepOutput()
         if self._encoder is not None:
             self._encode(hidden, plan.requests, batch, self._encoder, output)
-        elif sampling:
-            self._sample(hidden[logit_rows], [plan.requests[i] for i in sampling], output)
+        if scored:
+            self._score(hidden, scored, plan.requests, output)
+        if sampling:
+            self._sample(hidden[sampled], [plan.requests[i] for i in sampling], output)
         self.expect_alive()
         self._states.end_step()
         self._share_time(plan, time.perf_counter() - started, output)
@@ -193,8 +202,29 @@ class Runner:
         logits = self._decoder.logits(hidden)  # (B, vocab)
         params = [p for r in requests if (p := r.sampling) is not None]
         positions = [r.start + r.num_tokens for r in requests]
-        for request, token in zip(requests, sample(logits, params, positions), strict=True):
+        tokens = sample(logits, params, positions, lambda x: self._adjustments.apply(x, requests))
+        for request, token in zip(requests, tokens, strict=True):
             output.sampled[request.request_id] = token
+
+    def _score(
+        self,
+        hidden: torch.Tensor,
+        groups: list[list[int]],
+        requests: Sequence[ScheduledRequest],
+        output: StepOutput,
+    ) -> None:
+        """The prompts of ``requests``, by rows of ``hidden`` (T, hidden): those of all groups are
+        as many as there are targets."""
+        scorings = [(r.request_id, r.scoring) for r in requests if r.scoring is not None]
+        targets = [target for _, s in scorings for target in s.targets]
+        num_top = [s.num_top for _, s in scorings for _ in s.targets]
+        scores: list[PromptLogprob] = []
+        for rows in groups:
+            part = slice(len(scores), len(scores) + len(rows))
+            scores += score(self._decoder.logits(hidden[rows]), targets[part], num_top[part])
+        remaining = iter(scores)
+        for request_id, scoring in scorings:
+            output.scored[request_id] = list(islice(remaining, len(scoring.targets)))
 
     def _share_time(self, plan: StepPlan, seconds: float, output: StepOutput) -> None:
         """Each request's share is its part of the layers times rows that were computed."""
@@ -203,6 +233,16 @@ class Runner:
         total = sum(work)
         for request, part in zip(plan.requests, work, strict=True):
             output.seconds[request.request_id] = seconds * part / total
+
+
+def _scored_rows(requests: Sequence[ScheduledRequest], batch: Batch) -> list[int]:
+    """The rows that score prompts, in the order of their targets."""
+    rows: list[int] = []
+    for i, request in enumerate(requests):
+        if request.scoring is not None:
+            first = batch.row_starts[i] + request.scoring.first
+            rows += range(first, first + len(request.scoring.targets))
+    return rows
 
 
 def _bad_row(

@@ -5,7 +5,7 @@ id): the text of a request does not depend on the batch it shares, and goes on u
 preemption or on another server.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -16,14 +16,20 @@ _MASK_64 = (1 << 64) - 1
 
 
 def sample(
-    logits: torch.Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
+    logits: torch.Tensor,
+    params: Sequence[SamplingParams],
+    positions: Sequence[int],
+    adjust: Callable[[torch.Tensor], None] | None = None,
 ) -> list[SampledToken]:
     """One token a row of ``logits`` (num_rows, vocab) float32, which may be overwritten.
 
-    ``positions`` are those of the tokens to be chosen. A row with temperature above 0 needs a
-    seed: ValueError otherwise.
+    ``positions`` are those of the tokens to be chosen. ``adjust`` changes the logits in place, once
+    the logprobs to report have been read from them. A row with temperature above 0 needs a seed:
+    ValueError otherwise.
     """
     logprobs = _Logprobs(logits, params)
+    if adjust is not None:
+        adjust(logits)
     chosen = logits.argmax(dim=-1)  # (num_rows,)
     random_rows = [i for i, p in enumerate(params) if p.temperature > 0]
     if random_rows:
@@ -118,7 +124,7 @@ def _signed(x: int) -> int:
 
 
 class _Logprobs:
-    """Log-probabilities of the rows that asked for them, before temperature and filters."""
+    """Log-probabilities of the rows that asked for them, before anything changes them."""
 
     def __init__(self, logits: torch.Tensor, params: Sequence[SamplingParams]) -> None:
         self._num_top = [p.logprobs for p in params]

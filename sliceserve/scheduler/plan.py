@@ -10,6 +10,15 @@ from sliceserve.configs import SamplingParams
 FinishReason = Literal["stop", "length", "error"]
 
 
+class Scoring(msgspec.Struct, frozen=True, gc=False):
+    """Rows whose logits score tokens of the prompt: row ``first + i`` of the request's stands
+    before ``targets[i]``. ``num_top`` alternatives are wanted with each."""
+
+    first: int
+    targets: list[int]
+    num_top: int
+
+
 class ScheduledRequest(msgspec.Struct, frozen=True, gc=False):
     """One request's part of a step: rows for positions ``[start, start + len(inputs))``.
 
@@ -21,6 +30,9 @@ class ScheduledRequest(msgspec.Struct, frozen=True, gc=False):
     ``start + len(inputs)``), else None. ``num_emitted`` (heads only): positions below it have
     been encoded and sent already, and their packets are not wanted again. ``codec`` is the wire id
     that the packets in ``inputs`` are coded under; the scheduler passes it on unread.
+    ``scoring`` is set when rows score the prompt. ``prompt`` and ``outputs``, the scheduler's own
+    lists too, are the token ids before the next one: of the prompt where ``sampling`` needs it,
+    else none, and those sampled so far.
     """
 
     request_id: str
@@ -31,6 +43,9 @@ class ScheduledRequest(msgspec.Struct, frozen=True, gc=False):
     sampling: SamplingParams | None = None
     num_emitted: int = 0
     codec: str | None = None
+    scoring: Scoring | None = None
+    prompt: list[int] = []
+    outputs: list[int] = []
 
     @property
     def num_tokens(self) -> int:
@@ -51,7 +66,8 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token and the natural logarithm of its probability before temperature and filters."""
+    """A token and the natural logarithm of its probability before biases, penalties, temperature
+    and filters."""
 
     token_id: int
     logprob: float
@@ -67,11 +83,24 @@ class SampledToken:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprob:
+    """A token of the prompt, as the model saw it come: its logprob, its ``rank`` in the vocabulary
+    (1 is the likeliest), and the likeliest tokens there."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """What a pass produced, by request id. ``sampled``: the token chosen after the last row (whole
-    and tail engines). ``packets``: encoded rows from ``max(start, num_emitted)`` on (heads).
-    ``seconds``: each request's share of the pass's busy time."""
+    and tail engines). ``scored``: one for each of ``Scoring.targets``. ``packets``: encoded rows
+    from ``max(start, num_emitted)`` on (heads). ``seconds``: each request's share of the pass's
+    busy time."""
 
     sampled: dict[str, SampledToken] = field(default_factory=dict)
+    scored: dict[str, list[PromptLogprob]] = field(default_factory=dict)
     packets: dict[str, list[bytes]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 import msgspec
 
 from sliceserve.scheduler.blocks import SegmentUsage
-from sliceserve.scheduler.plan import FinishReason, SampledToken
+from sliceserve.scheduler.plan import FinishReason, PromptLogprob, SampledToken
 from sliceserve.scheduler.request import Request
 
 
 class Progress(msgspec.Struct, frozen=True, gc=False):
     """What a step did for one request. ``token`` is the one at position ``start``, or the
-    ``packets`` (heads) begin there; a step that only prefilled has neither."""
+    ``packets`` (heads) begin there; a step that only prefilled has neither. ``prompt_logprobs`` are
+    those of the newest of the request's ``num_scored`` positions."""
 
     request: Request
     start: int
     token: SampledToken | None = None
     packets: list[bytes] = []
+    prompt_logprobs: list[PromptLogprob] = []
     seconds: float = 0.0
     finish_reason: FinishReason | None = None
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sliceserve.configs import SamplingParams
+from sliceserve.scheduler.plan import Scoring
 
 if TYPE_CHECKING:
     from sliceserve.scheduler.ordering import Queue
@@ -28,6 +29,10 @@ class Request:
     ``digests`` the names of what is known, block by block. Of the prompt's positions
     ``num_reached`` have been computed or found in the cache at least once, ``num_cached`` of these
     found. ``max_len`` bounds prompt and answer together.
+
+    ``prompt`` has the prompt's token ids where the sampler needs them, else nothing. Where their
+    logprobs are wanted, the rows of the first ``num_to_score`` positions are scored, each once; of
+    the first ``num_scored`` that is done.
 
     ``credit`` (tails) is the position up to which the client may send, ``num_packet_bytes`` the
     size of what it has sent.
@@ -55,9 +60,12 @@ class Request:
         "num_packet_bytes",
         "num_prompt",
         "num_reached",
+        "num_scored",
+        "num_to_score",
         "outputs",
         "packets",
         "priority",
+        "prompt",
         "queue",
         "rank",
         "request_id",
@@ -79,8 +87,10 @@ class Request:
         tenant: str = "",
         priority: int = 0,
     ) -> None:
-        """``prompt`` holds the ``num_prompt`` token ids of a request that enters at layer 0, and
-        is empty for a tail, whose packets come by ``Scheduler.append`` under ``codec``."""
+        """``prompt`` holds the ``num_prompt`` token ids of a request that enters at layer 0. For a
+        tail, whose packets come by ``Scheduler.append`` under ``codec``, it may be empty unless
+        ``sampling`` needs it. Where there are ``outputs`` the prompt's logprobs are known: they
+        came before."""
         self.request_id = request_id
         self.entry_layer = entry_layer
         self.is_head = is_head
@@ -89,6 +99,11 @@ class Request:
         self.tenant = tenant
         self.priority = priority
         self.num_prompt = num_prompt
+        samples = not is_head
+        self.prompt = list(prompt) if samples and sampling.needs_prompt else []
+        scores = samples and sampling.prompt_logprobs is not None and not outputs
+        self.num_to_score = num_prompt - 1 if scores else 0
+        self.num_scored = 0
         self.outputs = list(outputs)
         # Ids or packets, never both: list[int] | list[bytes] cannot be extended in one place.
         self.inputs: list[Any] = [*prompt, *outputs] if entry_layer == 0 else []
@@ -132,3 +147,13 @@ class Request:
         """Whether rows that end before ``stop`` choose a token. A replay passes positions whose
         token is known, and chooses none of them again."""
         return not self.is_head and stop == self.num_prompt + len(self.outputs)
+
+    def scoring(self, stop: int) -> Scoring | None:
+        """What rows from the computed positions up to ``stop`` score of the prompt. A replay passes
+        positions that have been scored, and scores none of them again."""
+        num_top = self.sampling.prompt_logprobs
+        first = max(self.num_computed, self.num_scored)
+        stop = min(stop, self.num_to_score)
+        if num_top is None or first >= stop:
+            return None
+        return Scoring(first - self.num_computed, self.prompt[first + 1 : stop + 1], num_top)

@@ -40,6 +40,8 @@ class Rules:
                 f"expected {num_inputs} tokens of prompt and outputs for a request that enters at "
                 f"layer {request.entry_layer}, got {request.num_known}",
             )
+        if not request.is_head and request.sampling.needs_prompt:
+            self._expect_prompt(request)
         if not request.is_head and len(request.outputs) >= request.sampling.max_tokens:
             raise RequestRefused(
                 "invalid_request",
@@ -54,6 +56,14 @@ class Rules:
                 f"the request begins with {request.num_tokens} tokens and at most {max_len} fit: "
                 f"the context limit is {self._max_model_len} tokens, the KV cache holds "
                 f"{self._blocks.capacity(request.entry_layer)}",
+            )
+
+    def _expect_prompt(self, request: Request) -> None:
+        if len(request.prompt) != request.num_prompt:
+            raise RequestRefused(
+                "invalid_request",
+                f"repetition_penalty and prompt_logprobs need the token ids of all "
+                f"{request.num_prompt} positions of the prompt, got {len(request.prompt)}",
             )
 
     def expect_knowable(self, request: Request, num_known: int) -> None:

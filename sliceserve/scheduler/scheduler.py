@@ -11,6 +11,7 @@ from sliceserve.scheduler.errors import RequestRefused, SchedulerError
 from sliceserve.scheduler.packets import PacketStore
 from sliceserve.scheduler.plan import (
     FinishReason,
+    PromptLogprob,
     SampledToken,
     ScheduledRequest,
     StepOutput,
@@ -225,12 +226,16 @@ class Scheduler:
             self._count_reached(request)
         token: SampledToken | None = None
         packets: list[bytes] = []
+        scored: list[PromptLogprob] = []
         finish_reason: FinishReason | None = None
         if request.is_head:
             start = max(start, request.num_emitted)
             packets = self._emit(request, start, stop, output)
         else:
             start = stop
+            if scheduled.scoring is not None:
+                scored = output.scored[request_id]
+                request.num_scored += len(scored)
             if scheduled.sampling is not None:
                 token = self._sampled(request, output)
                 finish_reason = self._finish_reason(request, token.token_id)
@@ -244,7 +249,7 @@ class Scheduler:
         else:
             self._remove(request)
         seconds = output.seconds.get(request_id, 0.0)
-        return Progress(request, start, token, packets, seconds, finish_reason)
+        return Progress(request, start, token, packets, scored, seconds, finish_reason)
 
     def _emit(self, request: Request, start: int, stop: int, output: StepOutput) -> list[bytes]:
         packets = output.packets.get(request.request_id, [])
@@ -319,7 +324,10 @@ class Scheduler:
         request.num_computed = 0
 
     def _adopt(self, request: Request, num_tokens: int) -> None:
-        """Take what the prefix cache has of the positions below ``num_tokens``."""
+        """Take what the prefix cache has of the positions below ``num_tokens``, but of none that is
+        still to be scored: that takes its logits."""
+        if request.num_scored < request.num_to_score:
+            num_tokens = min(num_tokens, request.num_scored)
         self.blocks.adopt(request, num_tokens)
         num_hit = self._count_reached(request)
         request.num_cached += num_hit
@@ -408,4 +416,7 @@ def _scheduled(request: Request, num_rows: int) -> ScheduledRequest:
         request.sampling if request.samples_at(stop) else None,
         len(request.packets),
         request.codec,
+        request.scoring(stop) if request.num_scored < request.num_to_score else None,
+        request.prompt,
+        request.outputs,
     )

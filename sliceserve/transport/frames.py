@@ -28,6 +28,7 @@ from sliceserve.transport.messages import (
     Hello,
     Open,
     Opened,
+    PromptLogprobs,
     Token,
     Uint32,
     Want,
@@ -52,6 +53,7 @@ class MessageType(IntEnum):
     ERROR = 9
     DRAIN = 10
     BYE = 11
+    PROMPTLOGPROBS = 12
     # No single flipped bit makes a control message of a data frame.
     PACKET = 0x80
     PACKETS = 0xC0
@@ -92,6 +94,7 @@ _TYPE_OF: dict[type[Control], MessageType] = {
     Error: MessageType.ERROR,
     Drain: MessageType.DRAIN,
     Bye: MessageType.BYE,
+    PromptLogprobs: MessageType.PROMPTLOGPROBS,
 }
 _DECODERS = {int(kind): msgspec.msgpack.Decoder(body) for body, kind in _TYPE_OF.items()}
 _ENCODER = msgspec.msgpack.Encoder()

@@ -1,5 +1,6 @@
 """The messages of `sliceserve.v1`. docs/protocol.md tells how they follow each other."""
 
+from dataclasses import fields
 from typing import Annotated
 
 import msgspec
@@ -7,9 +8,19 @@ import msgspec
 from sliceserve.configs import SamplingParams
 
 SUBPROTOCOL = "sliceserve.v1"
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 # What a Hello speaks that names no version. Servers still serve it, without prefixes.
 OLDEST_VERSION = 1
+# What servers of older versions would let pass and not do.
+_SAMPLING_SINCE_3 = (
+    "min_tokens",
+    "logit_bias",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "prompt_logprobs",
+    "guide",
+)
 
 # Request ids, positions and token ids: what the numbers of a data frame hold.
 Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -66,7 +77,8 @@ class Open(Control, frozen=True, kw_only=True):
     first sampled token; ``outputs`` are the tokens already sampled, whose positions follow.
     ``prefix`` names whole blocks of packets that the client has, from position 0 on, and need not
     send where the server has them still. A lower ``priority`` is more urgent, where the server's
-    policy looks at it."""
+    policy looks at it. ``prompt_ids`` are the prompt's token ids; for a ``sampling`` that does not
+    need them they stay empty."""
 
     request_id: Uint32
     num_prompt: Uint32
@@ -74,6 +86,7 @@ class Open(Control, frozen=True, kw_only=True):
     outputs: list[Uint32] = []
     prefix: list[Digest] = []
     priority: Int32 = 0
+    prompt_ids: list[Uint32] = []
 
 
 class Opened(Control, frozen=True, kw_only=True):
@@ -118,6 +131,24 @@ class Token(Control, frozen=True, kw_only=True):
     server_us: int = 0
 
 
+class PromptToken(msgspec.Struct, frozen=True, array_like=True):
+    """A token of the prompt; its ``rank`` among all tokens there is 1 for the likeliest."""
+
+    token_id: Uint32
+    logprob: float
+    rank: Uint32
+    top: list[Alternative] = []
+
+
+class PromptLogprobs(Control, frozen=True, kw_only=True):
+    """Server → client: the logprobs of the prompt's tokens at ``position`` and on. All but position
+    0, which nothing stands before, come in order before the first Token."""
+
+    request_id: Uint32
+    position: Uint32
+    tokens: list[PromptToken]
+
+
 class Cancel(Control, frozen=True, kw_only=True):
     """Client → server: forget the request. Nothing more is sent about it."""
 
@@ -143,3 +174,12 @@ class Drain(Control, frozen=True, kw_only=True):
 
 class Bye(Control, frozen=True, kw_only=True):
     """Either way: the sender will close, and keeps nothing for a resume."""
+
+
+def newer_settings(sampling: SamplingParams, protocol: int) -> list[str]:
+    """The names of settings that ``sampling`` uses and a server that speaks ``protocol`` does not
+    know."""
+    if protocol >= PROTOCOL_VERSION:
+        return []
+    defaults = {field.name: field.default for field in fields(SamplingParams)}
+    return [name for name in _SAMPLING_SINCE_3 if getattr(sampling, name) != defaults[name]]

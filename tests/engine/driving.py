@@ -49,6 +49,7 @@ class SplitRun:
                     request_id=request_id,
                     entry_layer=cut,
                     num_prompt=len(prompt),
+                    prompt=list(prompt) if sampling.needs_prompt else [],
                     sampling=sampling,
                     codec=self.codec,
                     prefix=block_digests(known, self.tail.info.block_size or 1),

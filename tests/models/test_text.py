@@ -22,8 +22,8 @@ class Backend:
     def __init__(self, backend: Tokenizer) -> None:
         self.backend = backend
 
-    def decode(self, ids: list[int]) -> str:
-        return self.backend.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
 
 def byte_level() -> Backend:
@@ -56,8 +56,10 @@ TOKENIZER = byte_level()
 FALLBACK = byte_fallback()
 
 
-def stream(tokenizer: Backend, ids: list[int], stop: list[str]) -> tuple[list[str], TextStream]:
-    text = TextStream(tokenizer, stop)
+def stream(
+    tokenizer: Backend, ids: list[int], stop: list[str], **options
+) -> tuple[list[str], TextStream]:
+    text = TextStream(tokenizer, stop, **options)
     pieces = [text.push(i) for i in ids]
     return [*pieces, text.finish()], text
 
@@ -151,6 +153,34 @@ def test_a_byte_that_spoils_the_ones_before_it_does_not_end_the_stream():
     pieces, _ = stream(FALLBACK, ids, [])
     assert pieces[0] == "A"
     assert "".join(pieces).endswith("b a")
+
+
+def test_a_stop_string_is_shown_if_it_is_wanted():
+    pieces, text = stream(TOKENIZER, list(b"xabcd"), ["d", "bc"], include_stop=True)
+    assert "".join(pieces) == "xabc"
+    assert text.stopped
+
+
+def test_stop_strings_of_the_first_tokens_do_not_count():
+    pieces, text = stream(TOKENIZER, list(b"stop, stop!"), ["stop"], min_tokens=4)
+    assert "".join(pieces) == "stop, "
+    assert text.stopped
+    pieces, text = stream(TOKENIZER, list(b"stop, stop!"), ["op"], min_tokens=10)
+    assert "".join(pieces) == "stop, stop!"
+
+
+def test_special_tokens_are_shown_if_they_are_wanted():
+    pieces, _ = stream(TOKENIZER, [261, *b"hi"], [], skip_special_tokens=False)
+    assert pieces == ["<|start|>", "h", "i", ""]
+
+
+def test_characters_are_counted_before_they_are_shown():
+    text = TextStream(TOKENIZER, ["stop"])
+    counts = []
+    for token_id in "sé sto".encode():
+        text.push(token_id)
+        counts.append(text.num_characters)
+    assert counts == [1, 1, 2, 3, 4, 5, 6]
 
 
 def test_an_empty_stop_string_is_refused():
