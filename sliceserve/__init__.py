@@ -10,16 +10,37 @@ if TYPE_CHECKING:
         Completion,
         ConnectionRefused,
         RequestFailed,
+        RequestTimeout,
         SplitError,
         SplitLLM,
     )
-    from sliceserve.configs import SamplingParams
+    from sliceserve.configs import ClientConfig, SamplingParams
+    from sliceserve.configs.loading import ConfigError
+    from sliceserve.models.errors import ModelError
+
+_HOMES = {
+    "AsyncSplitLLM": "client",
+    "ClientConfig": "configs",
+    "Completion": "client",
+    "ConfigError": "configs.loading",
+    "ConnectionRefused": "client",
+    "ModelError": "models.errors",
+    "RequestFailed": "client",
+    "RequestTimeout": "client",
+    "SamplingParams": "configs",
+    "SplitError": "client",
+    "SplitLLM": "client",
+}
 
 __all__ = [
     "AsyncSplitLLM",
+    "ClientConfig",
     "Completion",
+    "ConfigError",
     "ConnectionRefused",
+    "ModelError",
     "RequestFailed",
+    "RequestTimeout",
     "SamplingParams",
     "SplitError",
     "SplitLLM",
@@ -37,7 +58,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 def __getattr__(name: str) -> Any:
     # The import of torch takes seconds: it waits until something is used that needs it.
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "sliceserve.configs" if name == "SamplingParams" else "sliceserve.client"
-    return getattr(import_module(home), name)
+    return getattr(import_module(f"sliceserve.{_HOMES[name]}"), name)

@@ -3,7 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from sliceserve.client.completion import Completion
-from sliceserve.client.errors import ConnectionRefused, RequestFailed, SplitError
+from sliceserve.client.errors import (
+    ConnectionRefused,
+    RequestFailed,
+    RequestTimeout,
+    SplitError,
+)
 from sliceserve.client.session import SplitSession
 from sliceserve.client.stats import RequestStats, SessionStats
 
@@ -17,6 +22,7 @@ __all__ = [
     "ConnectionRefused",
     "RequestFailed",
     "RequestStats",
+    "RequestTimeout",
     "SessionStats",
     "SplitError",
     "SplitLLM",

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import msgspec
 
 from sliceserve.client.errors import ConnectionRefused
+from sliceserve.configs import Patience
 from sliceserve.transport.frames import DataFrame, ProtocolError, decode, encode
 from sliceserve.transport.link import CloseCode, Link, LinkClosed, LinkRefused, wire_bytes
 from sliceserve.transport.messages import OLDEST_VERSION, Control, Error, Hello, Welcome
@@ -15,7 +16,9 @@ from sliceserve.transport.messages import OLDEST_VERSION, Control, Error, Hello,
 # Makes a new link to the server. Raises LinkRefused.
 Dial = Callable[[], Awaitable[Link]]
 
-_FIRST_PAUSE_S = 0.05
+# Longest pause before the second attempt, of a first connection and of one that was lost.
+_FIRST_PAUSE_S = 0.5
+_FIRST_PAUSE_AGAIN_S = 0.05
 _LONGEST_PAUSE_S = 5.0
 
 
@@ -44,15 +47,12 @@ class Connection:
 class Dialer:
     """Makes connections to one server, first and again: after the first, all claim its session and
     ask for the cut that it chose, for the head is loaded up to there, and encodes by its profile.
-
-    ``timeout_s`` bounds one attempt, ``resume_timeout_s`` all that ``reconnect`` makes.
     """
 
-    def __init__(self, dial: Dial, hello: Hello, timeout_s: float, resume_timeout_s: float) -> None:
+    def __init__(self, dial: Dial, hello: Hello, patience: Patience) -> None:
         self._dial = dial
         self._hello = hello
-        self._timeout_s = timeout_s
-        self._resume_timeout_s = resume_timeout_s
+        self._patience = patience
         self._first: Welcome | None = None
 
     @property
@@ -61,20 +61,31 @@ class Dialer:
         return self._hello.codec
 
     async def connect(self) -> Connection:
-        """One attempt. Raises ConnectionRefused, with the server's own sentence if it gave one."""
-        return await self._attempt(self._timeout_s)
+        """As many attempts as patience allows, unless another could not succeed. Raises
+        ConnectionRefused, with the server's own sentence if it gave one."""
+        timeout_s = self._patience.connect_timeout_s
+        pauses = _pauses(_FIRST_PAUSE_S)
+        for _ in range(self._patience.max_retries):
+            try:
+                return await self._attempt(timeout_s)
+            except ConnectionRefused as error:
+                pause = next(pauses) + (error.retry_after_s or 0.0)
+                if not error.may_retry or pause > timeout_s:
+                    raise
+            await asyncio.sleep(pause)
+        return await self._attempt(timeout_s)
 
     async def reconnect(self) -> Connection:
         """Attempts until one succeeds, the time is over, or no other can. Raises
         ConnectionRefused."""
-        deadline = time.monotonic() + self._resume_timeout_s
-        pauses = _pauses()
+        deadline = time.monotonic() + self._patience.resume_timeout_s
+        pauses = _pauses(_FIRST_PAUSE_AGAIN_S)
         while True:
             left = max(0.0, deadline - time.monotonic())
             try:
-                return await self._attempt(min(self._timeout_s, left))
+                return await self._attempt(min(self._patience.connect_timeout_s, left))
             except ConnectionRefused as error:
-                pause = max(next(pauses), error.retry_after_s or 0.0)
+                pause = next(pauses) + (error.retry_after_s or 0.0)
                 if not error.may_retry or time.monotonic() + pause >= deadline:
                     raise
             await asyncio.sleep(pause)
@@ -88,7 +99,9 @@ class Dialer:
             connection = await asyncio.wait_for(self._greet(), timeout_s)
         except asyncio.TimeoutError as error:
             raise ConnectionRefused(
-                "unreachable", f"the server did not answer within {timeout_s:g} s"
+                "unreachable",
+                f"the server did not answer within {timeout_s:g} s; check its load and the line, "
+                "or allow more with connect_timeout_s",
             ) from error
         welcome = connection.welcome
         self._first = self._first or welcome
@@ -160,10 +173,9 @@ async def _shake_hands(link: Link, hello: Hello) -> Welcome:
     return answer
 
 
-def _pauses() -> Iterator[float]:
-    """Seconds to wait between attempts to connect: doubling, and random, so that the clients of a
-    server that comes back do not come all at once."""
-    pause = _FIRST_PAUSE_S
+def _pauses(longest: float) -> Iterator[float]:
+    """Seconds to wait between attempts to connect: anything up to a bound that doubles, so that
+    the clients of a server that comes back do not come all at once."""
     while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        yield random.uniform(0.0, longest)
+        longest = min(2 * longest, _LONGEST_PAUSE_S)

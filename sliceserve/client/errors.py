@@ -4,6 +4,7 @@ from sliceserve.engine.generation import GenerationError
 
 # Refusals that the same attempt can outlive.
 _PASSING = frozenset({"unreachable", "overloaded", "draining", "engine_dead"})
+_PASSING_REQUESTS = _PASSING | {"server_unreachable", "timeout"}
 
 
 class SplitError(RuntimeError):
@@ -31,3 +32,17 @@ class ConnectionRefused(SplitError):
 class RequestFailed(GenerationError, SplitError):
     """One request that was refused or failed; ``code`` and ``retry_after_s`` as in
     GenerationError."""
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether the same request can succeed later. Begun anew, it is another request: one with
+        a temperature and no seed gets another answer."""
+        return self.code in _PASSING_REQUESTS
+
+
+class RequestTimeout(RequestFailed):
+    """The server owed an answer for too long, or the call's own time was over; ``code`` is
+    "timeout"."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("timeout", message)

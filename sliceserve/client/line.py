@@ -9,7 +9,12 @@ from collections import deque
 from typing import Any
 
 from sliceserve.client.connection import Connection, Dialer
-from sliceserve.client.errors import ConnectionRefused, RequestFailed, SplitError
+from sliceserve.client.errors import (
+    ConnectionRefused,
+    RequestFailed,
+    RequestTimeout,
+    SplitError,
+)
 from sliceserve.client.request import SplitRequest
 from sliceserve.client.stats import RequestStats
 from sliceserve.transport.frames import DataFrame, ProtocolError
@@ -81,6 +86,15 @@ class Line:
         if self._welcome is None:
             raise SplitError("there is no connection yet; await start() first")
         return self._welcome
+
+    @property
+    def state(self) -> str:
+        """How things are, in a word for people."""
+        if self._supervisor is None or self._supervisor.done():
+            return "closed"
+        if self._connection is None:
+            return "disconnected"
+        return "connected" if self._drain is None else "draining"
 
     @property
     def num_live(self) -> int:
@@ -231,8 +245,11 @@ class Line:
             now = time.monotonic()
             for request in list(self._live.values()):
                 if request.server_silence_s(now) > self._timeout_s:
-                    message = f"the server has not answered for {self._timeout_s:g} s"
-                    self.fail(request, RequestFailed("timeout", message))
+                    message = (
+                        f"the server has not answered for {self._timeout_s:g} s; check its load "
+                        "and the line, or allow more with timeout_s"
+                    )
+                    self.fail(request, RequestTimeout(message))
             await asyncio.sleep(self._timeout_s / 8)
 
     def _handle(self, message: Control | DataFrame, num_bytes: int) -> None:

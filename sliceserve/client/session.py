@@ -9,12 +9,12 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 
 from sliceserve.client.connection import Dial, Dialer
-from sliceserve.client.errors import RequestFailed, SplitError
+from sliceserve.client.errors import RequestFailed, RequestTimeout, SplitError
 from sliceserve.client.line import Line, cancel_and_wait
 from sliceserve.client.profiles import FetchProfile, hold_profile
 from sliceserve.client.request import SplitRequest
 from sliceserve.client.stats import RequestStats, SessionStats
-from sliceserve.configs import SamplingParams
+from sliceserve.configs import Patience, SamplingParams
 from sliceserve.engine.client import EngineClient, EngineDead, RequestStream
 from sliceserve.engine.generation import NOBODY, Caller, Generated
 from sliceserve.engine.messages import AppendTokens, Cancel, EngineInfo, Open
@@ -28,8 +28,7 @@ class SplitSession:
 
     ``dial`` makes a link, ``make_head`` an engine (not yet started) for the layers below the cut
     that a Welcome names, ``hello`` says what is wanted. ``fetch_profile`` gets what a codec with a
-    profile lacks. ``timeout_s`` bounds each wait for the server, ``resume_timeout_s`` the time to
-    get a lost connection back.
+    profile lacks.
     """
 
     def __init__(
@@ -37,11 +36,11 @@ class SplitSession:
         dial: Dial,
         make_head: Callable[[Welcome], EngineClient],
         hello: Hello,
-        timeout_s: float = 60.0,
-        resume_timeout_s: float = 30.0,
+        patience: Patience | None = None,
         fetch_profile: FetchProfile | None = None,
     ) -> None:
-        self._line = Line(Dialer(dial, hello, timeout_s, resume_timeout_s), timeout_s)
+        patience = patience or Patience()
+        self._line = Line(Dialer(dial, hello, patience), patience.timeout_s)
         self._make_head = make_head
         self._fetch_profile = fetch_profile
         self._codec = hello.codec
@@ -77,6 +76,12 @@ class SplitSession:
         await self._line.close()
         if self._head is not None:
             await self._head.stop()
+
+    @property
+    def state(self) -> str:
+        """How the line is: "connected", "disconnected" (until a request needs it), "draining" or
+        "closed"."""
+        return self._line.state
 
     @property
     def welcome(self) -> Welcome:
@@ -115,10 +120,11 @@ class SplitSession:
         sampling: SamplingParams,
         caller: Caller = NOBODY,
         stats: RequestStats | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Generated, None]:
         """See ``Generator``. To the server the tenant is the one whose key opened the connection;
         ``caller.tenant`` parts what the head keeps. ``stats``, an empty one, is filled as the
-        request goes on.
+        request goes on. It fails if it has not ended ``timeout_s`` seconds from now.
 
         One token is worked on ahead of the caller, never more. Raises RequestFailed.
         """
@@ -134,6 +140,10 @@ class SplitSession:
         self._line.open(request)
         head_id = str(request.request_id)
         listener: asyncio.Task[None] | None = None
+        alarm: asyncio.TimerHandle | None = None
+        if timeout_s is not None:
+            loop = asyncio.get_running_loop()
+            alarm = loop.call_later(max(0.0, timeout_s), self._time_out, request)
         try:
             stream = head.open(self._open_in_head(request, head_id, caller.tenant))
             listener = asyncio.create_task(self._listen(request, stream))
@@ -151,11 +161,20 @@ class SplitSession:
         except EngineDead as error:
             raise _head_stopped(error) from error
         finally:
+            if alarm is not None:
+                alarm.cancel()
             self._line.drop(request)
             with contextlib.suppress(EngineDead):
                 head.send(Cancel(head_id))
             if listener is not None:
                 await cancel_and_wait(listener)
+
+    def _time_out(self, request: SplitRequest) -> None:
+        message = (
+            f"the call's time is over with {request.stats.num_tokens} tokens of this answer; allow "
+            "it more with timeout_s, or ask for fewer with max_tokens"
+        )
+        self._line.fail(request, RequestTimeout(message))
 
     async def _hold_profile(self, digest: str | None) -> None:
         if digest is not None and self._fetch_profile is not None:
@@ -178,7 +197,7 @@ class SplitSession:
             raise RequestFailed(
                 "context_length_exceeded",
                 f"the prompt has {num_prompt} tokens; client and server take at most "
-                f"{self.max_model_len} tokens, prompt and answer together",
+                f"{self.max_model_len} tokens, prompt and answer together; shorten the prompt",
             )
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         if sampling.seed is None and sampling.temperature > 0:
@@ -218,4 +237,6 @@ class SplitSession:
 
 
 def _head_stopped(error: EngineDead) -> RequestFailed:
-    return RequestFailed("internal_error", f"the head engine has stopped: {error}")
+    return RequestFailed(
+        "internal_error", f"the head engine has stopped: {error}; make a new client"
+    )

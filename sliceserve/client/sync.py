@@ -9,11 +9,16 @@ import weakref
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, TypeVar, cast, overload
 
+from typing_extensions import Self, Unpack
+
+from sliceserve.client.build import Settings, read_settings
 from sliceserve.client.completion import Completion
+from sliceserve.client.connection import Dial
 from sliceserve.client.errors import SplitError
-from sliceserve.client.sdk import AsyncSplitLLM, Message, Prompt
+from sliceserve.client.options import CallOptions, ClientOptions, Message, Prompt
+from sliceserve.client.sdk import AsyncSplitLLM
 from sliceserve.client.stats import SessionStats
-from sliceserve.configs import SamplingParams
+from sliceserve.configs import ClientConfig, SamplingParams
 from sliceserve.engine.generation import TextChunk
 from sliceserve.models.tokenizer import Tokenizer
 
@@ -33,8 +38,15 @@ class SplitLLM:
     collection and the end of the program.
     """
 
-    def __init__(self, server: str | None = None, **options: Any) -> None:
-        self._llm = AsyncSplitLLM(server, **options)
+    def __init__(
+        self,
+        server: str | None = None,
+        *,
+        config: ClientConfig | None = None,
+        dial: Dial | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        self._llm = AsyncSplitLLM(server, config=config, dial=dial, **options)
         self._thread = _LoopThread(self._llm)
         # Collected without close(), perhaps by the loop's own thread: nobody may wait here.
         self._collected = weakref.finalize(self, self._thread.stop)
@@ -45,10 +57,21 @@ class SplitLLM:
             self.close()
             raise
 
+    @classmethod
+    def from_config(
+        cls,
+        settings: Settings | None = None,
+        *,
+        server: str | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> Self:
+        """See AsyncSplitLLM.from_config."""
+        return cls(server, config=read_settings(settings), **options)
+
     def __repr__(self) -> str:
         return repr(self._llm).removeprefix("Async")
 
-    def __enter__(self) -> "SplitLLM":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -59,6 +82,10 @@ class SplitLLM:
         self._collected.detach()
         self._thread.stop()
         self._thread.join()
+
+    @property
+    def state(self) -> str:
+        return self._llm.state
 
     @property
     def stats(self) -> SessionStats:
@@ -85,16 +112,25 @@ class SplitLLM:
 
     @overload
     def generate(
-        self, prompt: str | list[int], sampling: SamplingParams | None = None, **options: Any
+        self,
+        prompt: str | list[int],
+        sampling: SamplingParams | None = None,
+        **options: Unpack[CallOptions],
     ) -> Completion: ...
 
     @overload
     def generate(
-        self, prompt: list[str], sampling: SamplingParams | None = None, **options: Any
+        self,
+        prompt: list[str],
+        sampling: SamplingParams | None = None,
+        **options: Unpack[CallOptions],
     ) -> list[Completion]: ...
 
     def generate(
-        self, prompt: Any, sampling: SamplingParams | None = None, **options: Any
+        self,
+        prompt: Any,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[CallOptions],
     ) -> Completion | list[Completion]:
         """See AsyncSplitLLM.generate."""
         work = self._llm.generate(prompt, sampling, **options)
@@ -104,13 +140,16 @@ class SplitLLM:
         self,
         messages: str | Sequence[Message],
         sampling: SamplingParams | None = None,
-        **options: Any,
+        **options: Unpack[CallOptions],
     ) -> Completion:
         """See AsyncSplitLLM.chat."""
         return self._thread.run(self._llm.chat(messages, sampling, **options))
 
     def stream(
-        self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Any
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[CallOptions],
     ) -> Iterator[TextChunk]:
         """See AsyncSplitLLM.stream. Ending the iteration early ends the request."""
         chunks = self._llm.stream(prompt, sampling, **options)

@@ -9,6 +9,7 @@ from sliceserve.configs.serving import (
     ClientConfig,
     GatewayConfig,
     HttpConfig,
+    Patience,
     ServerConfig,
     TenantConfig,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "HttpConfig",
     "LayerConfig",
     "ModelConfig",
+    "Patience",
     "RansConfig",
     "SamplingParams",
     "SchedulerConfig",

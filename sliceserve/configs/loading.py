@@ -27,12 +27,12 @@ class ConfigError(ValueError):
 
 def load_config(
     cls: type[Config],
-    path: Path | None = None,
+    path: Path | Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
     """A ``cls``, one of the frozen dataclasses of settings: its defaults, then the YAML file
-    ``path``, then ``env`` (None: the process's own), then ``overrides``.
+    ``path`` or a mapping as from one, then ``env`` (None: the process's own), then ``overrides``.
 
     Keys are dotted paths to a field ("engine.cache.num_tokens"). In the environment that key is
     SLICESERVE_ENGINE__CACHE__NUM_TOKENS; variables whose first part names no field of ``cls`` are
@@ -84,12 +84,17 @@ class _Given:
 
 
 def _given(
-    cls: type[Any], path: Path | None, env: Mapping[str, str], overrides: Mapping[str, Any]
+    cls: type[Any],
+    path: Path | Mapping[str, Any] | None,
+    env: Mapping[str, str],
+    overrides: Mapping[str, Any],
 ) -> Iterator[_Given]:
     """What was given, the weakest first."""
     if path is not None:
-        for key, value in _flatten(_read_yaml(path), _hints(cls)):
-            yield _Given(str(path), key, value)
+        tree = _read_yaml(path) if isinstance(path, Path) else dict(path)
+        source = str(path) if isinstance(path, Path) else "settings"
+        for key, value in _flatten(tree, _hints(cls)):
+            yield _Given(source, key, value)
     for name in sorted(env):
         key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
         if name.startswith(ENV_PREFIX) and key.split(".")[0] in get_type_hints(cls):

@@ -122,7 +122,36 @@ class ServerConfig(HttpConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientConfig:
+class Patience:
+    """How long a split client waits. Pauses between attempts to connect are drawn by chance, and
+    grow."""
+
+    connect_timeout_s: float = setting(
+        20.0, "Seconds that one attempt to connect may take.", "Patience", flag="connect-timeout"
+    )
+    max_retries: int = setting(
+        2, "How often a first connection that fails in passing is tried again.", "Patience"
+    )
+    timeout_s: float = setting(
+        60.0, "Seconds to wait for one answer of the server.", "Patience", flag="timeout"
+    )
+    resume_timeout_s: float = setting(
+        30.0,
+        "Seconds to spend on getting a lost connection back.",
+        "Patience",
+        flag="resume-timeout",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("connect_timeout_s", "timeout_s"):
+            expect(getattr(self, name) > 0, name, "above 0 seconds", getattr(self, name))
+        resume = self.resume_timeout_s
+        expect(resume >= 0, "resume_timeout_s", "0 seconds or more", resume)
+        expect(self.max_retries >= 0, "max_retries", "0 or more", self.max_retries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig(Patience):
     """A split client: the server, the cut, the codec, and patience.
 
     With ``prefix_cache`` what earlier requests have computed stays in the KV cache until others
@@ -146,15 +175,6 @@ class ClientConfig:
         shown="none",
         secret=True,
     )
-    timeout_s: float = setting(
-        60.0, "Seconds to wait for one answer of the server.", "Patience", flag="timeout"
-    )
-    resume_timeout_s: float = setting(
-        30.0,
-        "Seconds to spend on getting a lost connection back.",
-        "Patience",
-        flag="resume-timeout",
-    )
     prefix_cache: bool = setting(
         True, "Keep what has been computed and sent for requests that begin alike.", "Memory"
     )
@@ -176,3 +196,7 @@ class GatewayConfig(ClientConfig, HttpConfig):
     served_model_name: str | None = setting(
         None, "The model's name in the API.", "Network", shown="the server's name for it"
     )
+
+    def __post_init__(self) -> None:
+        Patience.__post_init__(self)
+        HttpConfig.__post_init__(self)

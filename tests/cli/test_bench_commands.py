@@ -18,7 +18,14 @@ from sliceserve.cli.local_server import local_server
 from sliceserve.client.connection import Dialer
 from sliceserve.client.errors import ConnectionRefused, RequestFailed
 from sliceserve.client.session import SplitSession
-from sliceserve.configs import ClientConfig, CodecConfig, EngineConfig, LayerConfig, ModelConfig
+from sliceserve.configs import (
+    ClientConfig,
+    CodecConfig,
+    EngineConfig,
+    LayerConfig,
+    ModelConfig,
+    Patience,
+)
 from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.models.resolve import fingerprint, resolve_model
 from sliceserve.transport.messages import Hello
@@ -68,7 +75,7 @@ async def line(config):
 
     digest = fingerprint(resolve_model(config.model.model))
     connection = await Dialer(
-        dial, Hello(fingerprint=digest, cut=CUTS[0], codec="int8/1"), 10.0, 10.0
+        dial, Hello(fingerprint=digest, cut=CUTS[0], codec="int8/1"), Patience()
     ).connect()
     yield connection
     await connection.close()

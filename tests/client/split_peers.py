@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sliceserve.client.session import SplitSession
-from sliceserve.configs import SamplingParams
+from sliceserve.configs import Patience, SamplingParams
 from sliceserve.engine.messages import (
     AppendTokens,
     Cancel,
@@ -375,7 +375,7 @@ class Pair:
         self.model_path = model_path
         self.head: ScriptedHead | None = None
         hello = wire.Hello(fingerprint="abc", codec=CODEC)
-        self.session = SplitSession(server.dial, self._make_head, hello, **options)
+        self.session = SplitSession(server.dial, self._make_head, hello, Patience(**options))
 
     def _make_head(self, welcome: wire.Welcome) -> ScriptedHead:
         self.head = ScriptedHead(welcome.cut, self.model_path)

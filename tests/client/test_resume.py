@@ -6,7 +6,7 @@ import pytest
 from split_peers import answer
 
 from sliceserve.client.errors import RequestFailed
-from sliceserve.configs import SamplingParams
+from sliceserve.configs import Patience, SamplingParams
 from sliceserve.transport import messages as wire
 from sliceserve.transport.frames import DataFrame
 from sliceserve.transport.link import LinkRefused
@@ -93,7 +93,7 @@ async def test_a_server_that_stays_away_fails_the_request(pair, server):
     tokens = pair.session.generate(PROMPT, SAMPLED)
     got = [(await anext(tokens)).token.token_id]
     server.refuse = LinkRefused("nobody there", "unreachable")
-    pair.session._line._dialer._resume_timeout_s = 0.2
+    pair.session._line._dialer._patience = Patience(resume_timeout_s=0.2)
     with pytest.raises(RequestFailed, match="nobody there") as failed:
         async for step in tokens:
             got.append(step.token.token_id)

@@ -1,6 +1,7 @@
 """AsyncSplitLLM and SplitLLM over a scripted head and server: words in, words out."""
 
 import asyncio
+import dataclasses
 import gc
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 from split_peers import CODEC, CUT, answer
 
 import sliceserve
-from sliceserve.client import AsyncSplitLLM, RequestFailed, SplitError, SplitLLM
+from sliceserve.client import AsyncSplitLLM, RequestFailed, RequestTimeout, SplitError, SplitLLM
+from sliceserve.client.options import CallOptions, SamplingOptions
 from sliceserve.configs import ClientConfig, CodecConfig, ModelConfig, SamplingParams
+from sliceserve.configs.loading import ConfigError
 from sliceserve.models.errors import ModelError
 from sliceserve.models.tokenizer import Tokenizer
 from sliceserve.transport import messages as wire
@@ -98,6 +101,29 @@ async def test_params_go_over_sampling(llm, server):
         await llm.generate(PROMPT, temperature=-1.0)
 
 
+async def test_a_call_may_be_urgent(llm, server):
+    await llm.generate(PROMPT, FIVE, priority=-2)
+    await llm.generate(["w1", "w2"], FIVE, priority=3)
+    await llm.chat("w1", FIVE, priority=4)
+    _ = [chunk async for chunk in llm.stream("w1", FIVE, priority=5)]
+    assert [opened.priority for opened in server.sent(wire.Open)] == [-2, 3, 3, 4, 5]
+
+
+async def test_a_call_has_its_time(llm, server, scripted):
+    assert len((await llm.generate(PROMPT, FIVE, timeout_s=20.0)).token_ids) == 5
+    server.silent = True
+    for call in (
+        llm.generate(PROMPT, timeout_s=0.02),
+        llm.generate([words([i]) for i in range(20)], timeout_s=0.02),
+        llm.chat("w1", timeout_s=0.02),
+        anext(llm.stream("w1", timeout_s=0.02)),
+    ):
+        with pytest.raises(RequestTimeout, match="with 0 tokens"):
+            await call
+    await scripted[0].settled()
+    assert not server.live and not scripted[0].head.live
+
+
 async def test_logprobs_are_handed_over(llm):
     completion = await llm.generate(PROMPT, FIVE, logprobs=0)
     assert [token.token_id for token in completion.logprobs] == answer(PROMPT, FIVE)
@@ -145,6 +171,7 @@ async def test_the_first_call_starts_it_and_concurrent_ones_start_it_once(script
     assert len(scripted) == server.num_dials == 1
     await llm.close()
     await llm.close()
+    assert llm.state == "closed" and repr(llm).endswith(", closed)")
     with pytest.raises(SplitError, match="closed"):
         await llm.generate(PROMPT)
 
@@ -173,8 +200,8 @@ async def test_a_model_without_a_tokenizer_leaves_no_connection(scripted, server
 async def test_what_it_is(llm):
     assert (llm.num_layers, llm.split, llm.codec) == (10, CUT, CODEC)
     assert repr(llm) == (
-        "AsyncSplitLLM('smollm2-135m-instruct', 'http://127.0.0.1:8000', "
-        "layers [0, 3) of 10 here, scripted/1)"
+        "AsyncSplitLLM('http://127.0.0.1:8000', model='smollm2-135m-instruct', split=3 of 10, "
+        "codec='scripted/1', connected)"
     )
     completion = await llm.generate(PROMPT, FIVE)
     assert repr(completion).startswith("Completion('w") and "3 + 5 tokens" in repr(completion)
@@ -196,6 +223,43 @@ def test_arguments_go_over_the_configuration():
     )
 
 
+def test_settings_come_from_a_file_or_a_mapping_and_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLICESERVE_SPLIT", "9")
+    path = tmp_path / "edge.yaml"
+    path.write_text("server: http://a\nsplit: 4\ncodec: {name: int8}\n")
+    expected = ClientConfig(
+        server="http://a", split=9, codec=CodecConfig(name="int8"), max_retries=5
+    )
+    mapping = {"server": "http://a", "split": 4, "codec": {"name": "int8"}}
+    for settings in (str(path), path, mapping):
+        assert AsyncSplitLLM.from_config(settings, max_retries=5)._config == expected
+    assert AsyncSplitLLM.from_config(settings, server="http://b")._config.server == "http://b"
+    assert AsyncSplitLLM.from_config()._config.split == 9
+    # Somebody has made it what it is.
+    assert AsyncSplitLLM.from_config(ClientConfig(split=4))._config.split == 4
+    with pytest.raises(ConfigError, match=r"settings: .*did you mean split"):
+        AsyncSplitLLM.from_config({"splt": 4})
+
+
+def test_the_sync_client_is_made_from_settings_too(scripted):
+    with SplitLLM.from_config({"server": "http://a"}, codec="int8") as llm:
+        assert repr(llm).startswith("SplitLLM('http://a', ")
+        assert llm.generate(PROMPT, FIVE, timeout_s=20.0).num_tokens == 5
+
+
+def test_options_that_do_not_exist_are_refused():
+    with pytest.raises(TypeError, match="splt"):
+        AsyncSplitLLM(splt=4)
+    with pytest.raises(ValueError, match="max_retries"):
+        AsyncSplitLLM(max_retries=-1)
+
+
+def test_callers_may_give_every_field_of_sampling_by_name():
+    fields = {field.name for field in dataclasses.fields(SamplingParams)}
+    assert SamplingOptions.__annotations__.keys() == fields
+    assert CallOptions.__annotations__.keys() == fields | {"stop", "priority", "timeout_s"}
+
+
 def test_sync_calls_wait_for_their_results(sync_llm):
     expected = tuple(answer(PROMPT, FIVE))
     assert sync_llm.generate(words(PROMPT), FIVE).token_ids == expected
@@ -206,7 +270,7 @@ def test_sync_calls_wait_for_their_results(sync_llm):
     assert "".join(chunk.text for chunk in sync_llm.stream(PROMPT, FIVE)) == words(expected)
     assert (sync_llm.num_layers, sync_llm.split, sync_llm.codec) == (10, CUT, CODEC)
     assert sync_llm.stats.total.num_requests == 6
-    assert repr(sync_llm).startswith("SplitLLM('smollm2")
+    assert repr(sync_llm).startswith("SplitLLM('http://") and sync_llm.state == "connected"
 
 
 def test_sync_calls_from_many_threads_share_the_connection(sync_llm, server):

@@ -5,7 +5,12 @@ import asyncio
 import pytest
 from split_peers import CODEC, CUT, Pair, ScriptedServer, answer
 
-from sliceserve.client.errors import ConnectionRefused, RequestFailed, SplitError
+from sliceserve.client.errors import (
+    ConnectionRefused,
+    RequestFailed,
+    RequestTimeout,
+    SplitError,
+)
 from sliceserve.client.stats import RequestStats
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.client import EngineDead
@@ -277,13 +282,80 @@ async def test_close_ends_live_requests(pair, server):
 )
 async def test_a_refused_start_says_why(server, refusal, code, words):
     server.refuse = refusal
-    pair = Pair(server)
+    pair = Pair(server, max_retries=0)
     with pytest.raises(ConnectionRefused, match=words) as refused:
         await pair.session.start()
     assert refused.value.code == code
     assert pair.head is None
     with pytest.raises(SplitError, match="start"):
         _ = pair.session.max_model_len
+
+
+async def test_a_server_that_starts_late_is_called_again(server, monkeypatch):
+    monkeypatch.setattr("sliceserve.client.connection._FIRST_PAUSE_S", 0.01)
+    server.refuse = LinkRefused("starting", "draining", 503, retry_after_s=0.02)
+    pair = Pair(server, max_retries=3)
+    starting = asyncio.ensure_future(pair.session.start())
+    while server.num_dials < 2:
+        await asyncio.sleep(0.001)
+    server.refuse = None
+    await starting
+    assert pair.session.state == "connected"
+    assert await pair.generate(PROMPT, TEN) == answer(PROMPT, TEN)
+    await pair.session.close()
+    assert pair.session.state == "closed"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "num_dials"),
+    [
+        (LinkRefused("nobody there", "unreachable"), 3),
+        (LinkRefused("come back tomorrow", "overloaded", 429, retry_after_s=86400.0), 1),
+        (LinkRefused("give an API key", "unauthorized", 401), 1),
+        (wire.Error(code="fingerprint_mismatch", message="other"), 1),
+    ],
+)
+async def test_a_start_is_tried_again_where_that_can_help(server, monkeypatch, refusal, num_dials):
+    monkeypatch.setattr("sliceserve.client.connection._FIRST_PAUSE_S", 0.01)
+    server.refuse = refusal
+    with pytest.raises(ConnectionRefused):
+        await Pair(server).session.start()
+    assert server.num_dials == num_dials
+
+
+async def test_a_request_ends_in_time_and_leaves_nothing(pair, server):
+    server.window = 0
+    stats = RequestStats()
+    tokens = pair.session.generate(PROMPT, TEN, stats=stats, timeout_s=0.02)
+    with pytest.raises(RequestTimeout, match="with 0 tokens") as failed:
+        await anext(tokens)
+    assert (failed.value.code, failed.value.may_retry) == ("timeout", True)
+    await pair.settled()
+    assert not server.live and not pair.head.live
+
+
+async def test_tokens_that_came_in_time_are_delivered_before_the_timeout(pair, server):
+    tokens = pair.session.generate(PROMPT, TEN, timeout_s=0.05)
+    got = [(await anext(tokens)).token.token_id]
+    server.silent = True
+    await server.drop_link()
+    with pytest.raises(RequestTimeout):
+        async for step in tokens:
+            got.append(step.token.token_id)
+    assert got == answer(PROMPT, TEN)[: len(got)]
+    server.silent = False
+
+
+async def test_the_state_follows_the_line(pair, server):
+    assert pair.session.state == "connected"
+    await server.say(wire.Drain(seconds=30.0))
+    await pair.settled()
+    assert pair.session.state == "draining"
+    await server.drop_link()
+    await pair.settled()
+    assert pair.session.state == "disconnected"
+    assert await pair.generate(PROMPT, TEN) == answer(PROMPT, TEN)
+    assert pair.session.state == "connected"
 
 
 async def test_a_head_that_cannot_be_loaded_leaves_no_connection(server, monkeypatch):

@@ -26,6 +26,7 @@ from sliceserve.configs import (
     EngineConfig,
     LayerConfig,
     ModelConfig,
+    Patience,
     SamplingParams,
     SchedulerConfig,
 )
@@ -129,7 +130,8 @@ async def split_client(
 ) -> AsyncIterator[SplitSession]:
     """A client of its own, with a connection of its own, at the cut above ``head``."""
     hello = hello_of(head.info)
-    session = SplitSession(dial, lambda _: BorrowedHead(head), hello, 120.0, 120.0)
+    patience = Patience(connect_timeout_s=120.0, timeout_s=120.0, resume_timeout_s=120.0)
+    session = SplitSession(dial, lambda _: BorrowedHead(head), hello, patience)
     await session.start()
     try:
         yield session

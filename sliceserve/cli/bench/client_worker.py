@@ -182,14 +182,13 @@ async def _generating(
     config = assignment.config
 
     async def dial() -> Link:
-        return await connect(config.server, config.api_key, config.timeout_s)
+        return await connect(config.server, config.api_key, config.connect_timeout_s)
 
     session = SplitSession(
         dial,
         lambda welcome: heads.share(welcome, client),
         hello,
-        config.timeout_s,
-        config.resume_timeout_s,
+        config,
         partial(fetch_profile, config.server, config.api_key, config.timeout_s),
     )
     await session.start()
@@ -203,9 +202,9 @@ async def _replaying(
     config = assignment.config
 
     async def dial() -> Link:
-        return await connect(config.server, config.api_key, config.timeout_s)
+        return await connect(config.server, config.api_key, config.connect_timeout_s)
 
-    dialer = Dialer(dial, hello, config.timeout_s, config.resume_timeout_s)
+    dialer = Dialer(dial, hello, config)
     requester = _ReplayRequester(await dialer.connect(), assignment, client)
     stack.push_async_callback(requester.close)
     return requester

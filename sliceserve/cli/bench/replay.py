@@ -12,9 +12,9 @@ from dataclasses import replace
 from sliceserve.cli.bench.fleet_messages import Outcome, Recording
 from sliceserve.cli.bench.timeline import Timeline
 from sliceserve.cli.bench.workload import OnToken, time_request
+from sliceserve.client.build import make_session
 from sliceserve.client.connection import Connection
 from sliceserve.client.errors import RequestFailed
-from sliceserve.client.sdk import make_session
 from sliceserve.configs import ClientConfig, SamplingParams
 from sliceserve.transport.frames import DataFrame, decode, frames_for
 from sliceserve.transport.link import Link
