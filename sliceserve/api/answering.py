@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -50,13 +50,15 @@ class Answer:
 
 @dataclass(slots=True)
 class Job:
-    """A request, ready to run. ``answers`` are ordered by prompt, then by choice; ``num_cached``
-    says how much of the prompt of each was in a prefix cache, once that is known."""
+    """A request, ready to run. ``answers`` are ordered by prompt, then by choice; with
+    ``shows_special_tokens`` those are a part of their text. ``num_cached`` says how much of the
+    prompt of each was in a prefix cache, once that is known."""
 
     request: GenerationRequest
     caller: Caller
     answers: list[Answer]
     num_prompt_tokens: int
+    shows_special_tokens: bool = False
     num_sampled: int = 0
     num_cached: dict[int, int] = field(default_factory=dict)
 
@@ -71,9 +73,16 @@ class Job:
 
 
 def plan_job(
-    http: Request, request: GenerationRequest, prompts: list[list[int]], backend: Backend
+    http: Request,
+    request: GenerationRequest,
+    prompts: list[list[int]],
+    backend: Backend,
+    *,
+    guide: str | None = None,
+    shows_special_tokens: bool = False,
 ) -> Job:
-    """Check prompts (token ids) against the model's limits. Raises ApiError."""
+    """Check prompts (token ids) against the model's limits. ``guide`` is a grammar that answers
+    follow for more than the request's own wish. Raises ApiError."""
     max_model_len = backend.expect_generator().max_model_len
     if len(prompts) * request.num_choices > MAX_ANSWERS:
         raise invalid(f"at most {MAX_ANSWERS} answers can be asked for at once", "n")
@@ -82,9 +91,12 @@ def plan_job(
         _expect_fits(prompt, request.wanted_tokens, max_model_len)
         max_tokens = request.wanted_tokens or max_model_len - len(prompt)
         for choice in range(request.num_choices):
-            answers.append(Answer(prompt, request.sampling(max_tokens, choice)))
+            sampling = request.sampling(max_tokens, choice)
+            if guide is not None:
+                sampling = replace(sampling, guide=guide)
+            answers.append(Answer(prompt, sampling))
     caller = Caller(tenant_of(http), request.priority)
-    return Job(request, caller, answers, sum(map(len, prompts)))
+    return Job(request, caller, answers, sum(map(len, prompts)), shows_special_tokens)
 
 
 async def answer(
@@ -165,6 +177,7 @@ async def _run(
         wanted.sampling,
         job.request.stop_strings,
         job.caller,
+        skip_special_tokens=not job.shows_special_tokens,
     )
     last: Exception | None = GenerationError("internal_error", "the answer broke off")
     try:

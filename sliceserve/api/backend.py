@@ -1,9 +1,10 @@
 """What the API serves: a server's own engine, or a split client on a device."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sliceserve.api.errors import ApiError
+from sliceserve.configs import ChatConfig
 from sliceserve.engine.client import EngineClient
 from sliceserve.engine.generation import Generator
 from sliceserve.engine.messages import EngineStats
@@ -15,7 +16,8 @@ class Backend:
     """``models`` are the names it answers to, the first being its own. ``generator`` is None where
     an engine lacks the first layers, so that only split clients can use it. ``engine`` is what
     split clients connect to; None on a gateway. ``stats`` asks the engine of this machine, and
-    raises EngineDead when that is gone."""
+    raises EngineDead when that is gone. ``chat`` says how chats are wanted;
+    its template has been read."""
 
     models: tuple[str, ...]
     fingerprint: str
@@ -23,6 +25,7 @@ class Backend:
     generator: Generator | None
     engine: EngineClient | None
     stats: Callable[[], Awaitable[EngineStats]]
+    chat: ChatConfig = field(default_factory=ChatConfig)
 
     @property
     def max_model_len(self) -> int:

@@ -3,22 +3,32 @@
 import asyncio
 import secrets
 import time
-from typing import Any
+from collections.abc import Iterable
 
 from fastapi import Request
-from msgspec import structs
+from msgspec import UNSET, structs
 from starlette.responses import Response
 
 from sliceserve.api.answering import answer, plan_job
 from sliceserve.api.backend import Backend
-from sliceserve.api.errors import invalid
+from sliceserve.api.conversation import AnswerReader, ChatPrompt, make_prompt
 from sliceserve.api.logprobs import chat_logprobs
 from sliceserve.api.metrics import Metrics
-from sliceserve.api.protocol import ChatCompletionRequest, ChatMessage
-from sliceserve.api.replies import ChatChoice, ChatChunkChoice, Delta, Message, Reply, Usage
-from sliceserve.api.streaming import ChunkFormat
+from sliceserve.api.protocol import ChatCompletionRequest
+from sliceserve.api.replies import (
+    CalledFunction,
+    ChatChoice,
+    ChatChunkChoice,
+    Delta,
+    Message,
+    Reply,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+from sliceserve.api.streaming import ChunkFormat, is_visible
+from sliceserve.api.tool_parsing import CallDelta
 from sliceserve.engine.generation import TextChunk
-from sliceserve.models.errors import ModelError
 
 
 async def create_chat_completion(
@@ -27,63 +37,88 @@ async def create_chat_completion(
     """Answer a conversation. Raises ApiError."""
     backend.expect_model(request.model)
     backend.expect_generator()
-    turns = [template_turn(message) for message in request.messages]
-    try:
-        prompt = await asyncio.to_thread(backend.tokenizer.chat_prompt, turns)
-    except ModelError as error:
-        raise invalid(str(error), "messages") from error
-    job = plan_job(http, request, [prompt], backend)
-    return await answer(http, job, _ChatFormat(request.model, backend), backend, metrics)
-
-
-def template_turn(message: ChatMessage) -> dict[str, Any]:
-    """A message as chat templates know it; to them a developer is the system."""
-    turn = message.model_dump(include={"name", "tool_call_id"}, exclude_none=True)
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": message.text, **turn}
+    prompt = await asyncio.to_thread(make_prompt, request, backend)
+    job = plan_job(
+        http,
+        request,
+        [prompt.token_ids],
+        backend,
+        guide=prompt.guide,
+        shows_special_tokens=prompt.shows_special_tokens,
+    )
+    form = _ChatFormat(request, prompt, backend)
+    return await answer(http, job, form, backend, metrics)
 
 
 class _ChatFormat(ChunkFormat):
     """``Format`` of chat completions: messages whole, deltas in chunks."""
 
-    def __init__(self, model: str, backend: Backend) -> None:
+    def __init__(
+        self, request: ChatCompletionRequest, prompt: ChatPrompt, backend: Backend
+    ) -> None:
         self._tokenizer = backend.tokenizer
+        self._readers = [AnswerReader(prompt) for _ in range(request.num_choices)]
         self._empty = Reply(
             id=f"chatcmpl-{secrets.token_hex(16)}",
             object="chat.completion",
             created=int(time.time()),
-            model=model,
+            model=request.model,
             system_fingerprint=f"fp_{backend.fingerprint[:10]}",
             choices=[],
         )
         self._empty_chunk = structs.replace(self._empty, object="chat.completion.chunk")
 
     def beginning(self, index: int) -> Reply | None:
-        delta = Delta(role="assistant", content="")
+        delta = Delta(role="assistant", content="", refusal=None)
         return structs.replace(
             self._empty_chunk, choices=[ChatChunkChoice(index=index, delta=delta)]
         )
 
-    def delta(self, index: int, chunk: TextChunk) -> Reply:
-        choice = ChatChunkChoice(
-            index=index,
-            delta=Delta(content=chunk.text) if chunk.text else Delta(),
-            logprobs=chat_logprobs([chunk], self._tokenizer),
-            finish_reason=chunk.finish_reason,
-        )
-        return structs.replace(self._empty_chunk, choices=[choice])
+    def deltas(self, index: int, chunk: TextChunk) -> Iterable[Reply]:
+        if not is_visible(chunk):
+            return
+        reader = self._readers[index]
+        news = reader.read(chunk)
+        logprobs = chat_logprobs([chunk], self._tokenizer)
+        reason = reader.finish_reason(chunk)
+        if not news and logprobs is None and reason is None:
+            return
+        choices = [ChatChunkChoice(index=index, delta=_delta(one)) for one in news or [""]]
+        choices[0] = structs.replace(choices[0], logprobs=logprobs)
+        choices[-1] = structs.replace(choices[-1], finish_reason=reason)
+        for choice in choices:
+            yield structs.replace(self._empty_chunk, choices=[choice])
 
     def usage(self, usage: Usage) -> Reply:
         return structs.replace(self._empty_chunk, usage=usage)
 
     def whole(self, answers: list[list[TextChunk]], usage: Usage) -> Reply:
-        choices = [
-            ChatChoice(
-                index=index,
-                message=Message(content="".join(chunk.text for chunk in chunks)),
-                logprobs=chat_logprobs(chunks, self._tokenizer),
-                finish_reason=chunks[-1].finish_reason,
-            )
-            for index, chunks in enumerate(answers)
-        ]
+        choices = [self._choice(index, chunks) for index, chunks in enumerate(answers)]
         return structs.replace(self._empty, choices=choices, usage=usage)
+
+    def _choice(self, index: int, chunks: list[TextChunk]) -> ChatChoice:
+        reader = self._readers[index]
+        content, calls = reader.read_all(chunks)
+        made = [
+            ToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+            for call in calls
+        ]
+        return ChatChoice(
+            index=index,
+            message=Message(
+                content=None if made and not content else content, tool_calls=made or UNSET
+            ),
+            logprobs=chat_logprobs(chunks, self._tokenizer),
+            finish_reason=reader.finish_reason(chunks[-1]),
+        )
+
+
+def _delta(news: str | CallDelta) -> Delta:
+    if isinstance(news, str):
+        return Delta(content=news) if news else Delta()
+    if news.id is None or news.name is None:
+        function = CalledFunction(arguments=news.arguments)
+        return Delta(tool_calls=[ToolCallDelta(index=news.index, function=function)])
+    function = CalledFunction(name=news.name, arguments=news.arguments)
+    call = ToolCallDelta(index=news.index, id=news.id, type="function", function=function)
+    return Delta(tool_calls=[call])

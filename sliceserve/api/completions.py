@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fastapi import Request
 from msgspec import structs
@@ -17,7 +17,7 @@ from sliceserve.api.logprobs import completion_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import CompletionRequest
 from sliceserve.api.replies import CompletionChoice, Reply, Usage
-from sliceserve.api.streaming import ChunkFormat
+from sliceserve.api.streaming import ChunkFormat, is_visible
 from sliceserve.api.tokenization import expect_known
 from sliceserve.engine.generation import TextChunk
 from sliceserve.models.tokenizer import Tokenizer
@@ -64,8 +64,9 @@ class _CompletionFormat(ChunkFormat):
     def beginning(self, index: int) -> Reply | None:
         return None
 
-    def delta(self, index: int, chunk: TextChunk) -> Reply:
-        return structs.replace(self._empty, choices=[self._choice(index, [chunk])])
+    def deltas(self, index: int, chunk: TextChunk) -> Iterable[Reply]:
+        if is_visible(chunk):
+            yield structs.replace(self._empty, choices=[self._choice(index, [chunk])])
 
     def usage(self, usage: Usage) -> Reply:
         return structs.replace(self._empty, usage=usage)

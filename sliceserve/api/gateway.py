@@ -9,6 +9,8 @@ from sliceserve.api.shutdown import Interrupted, Shutdown
 from sliceserve.client.errors import SplitError
 from sliceserve.client.sdk import AsyncSplitLLM
 from sliceserve.configs import DEFAULT_TENANT, GatewayConfig
+from sliceserve.models.chat_template import with_template_read
+from sliceserve.models.errors import ModelError
 
 
 async def run_gateway(
@@ -27,6 +29,7 @@ async def run_gateway(
                 generator=llm.generator,
                 engine=None,
                 stats=llm.head.stats,
+                chat=with_template_read(config.chat),
             )
             await serve(
                 backend,
@@ -39,7 +42,7 @@ async def run_gateway(
             )
         except Interrupted:
             return
-        except (SplitError, ValueError) as error:
+        except (SplitError, ModelError, ValueError) as error:
             raise ServerError(f"the split client cannot start: {error}") from error
         finally:
             await llm.close()

@@ -76,10 +76,36 @@ class ChatLogprobs(Struct, frozen=True):
     refusal: None = None
 
 
+class CalledFunction(Struct, frozen=True, kw_only=True):
+    """``arguments`` is text, JSON if the model wrote it well; in chunks, a piece of it."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    id: str
+    type: str = "function"
+    function: CalledFunction
+
+
+class ToolCallDelta(Struct, frozen=True, kw_only=True):
+    """A piece of the ``index``-th call. The first has all but arguments, the others those alone."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: CalledFunction
+
+
 class Message(Struct, frozen=True, kw_only=True):
+    """``content`` is null where there are calls alone."""
+
     role: str = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    annotations: list[Any] = []
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True, kw_only=True):
@@ -92,6 +118,8 @@ class ChatChoice(Struct, frozen=True, kw_only=True):
 class Delta(Struct, frozen=True, kw_only=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    refusal: UnsetType | None = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, frozen=True, kw_only=True):

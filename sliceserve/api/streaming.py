@@ -1,7 +1,7 @@
 """A stream of chunks, as /v1/completions and /v1/chat/completions send it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 
@@ -19,8 +19,8 @@ class ChunkFormat(ABC):
         """The chunk that comes before the first text of answer ``index``."""
 
     @abstractmethod
-    def delta(self, index: int, chunk: TextChunk) -> Reply:
-        """One chunk of answer ``index``."""
+    def deltas(self, index: int, chunk: TextChunk) -> Iterable[Reply]:
+        """The chunks of answer ``index`` that a piece of it makes, if any."""
 
     @abstractmethod
     def usage(self, usage: Usage) -> Reply:
@@ -33,7 +33,7 @@ class ChunkFormat(ABC):
                 if (beginning := self.beginning(index)) is not None:
                     yield _event(beginning, include_usage)
             async for index, chunk in chunks:
-                for reply in self._visible(index, chunk):
+                for reply in self.deltas(index, chunk):
                     yield _event(reply, include_usage)
             if include_usage:
                 yield _event(self.usage(job.usage), include_usage)
@@ -42,12 +42,11 @@ class ChunkFormat(ABC):
             yield b"data: " + msgspec.json.encode(as_api_error(error).body) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
-    def _visible(self, index: int, chunk: TextChunk) -> Iterator[Reply]:
-        """Nothing is sent for a token whose text is held back, unless its logprobs were asked
-        for."""
-        has_logprob = chunk.token is not None and chunk.token.logprob is not None
-        if chunk.text or chunk.finish_reason is not None or has_logprob:
-            yield self.delta(index, chunk)
+
+def is_visible(chunk: TextChunk) -> bool:
+    """Nothing is sent for a token whose text is held back, unless its logprobs were asked for."""
+    has_logprob = chunk.token is not None and chunk.token.logprob is not None
+    return bool(chunk.text) or chunk.finish_reason is not None or has_logprob
 
 
 def _event(reply: Reply, include_usage: bool) -> bytes:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from starlette.responses import Response
 
 from sliceserve.api.backend import Backend
-from sliceserve.api.chat import template_turn
+from sliceserve.api.conversation import render
 from sliceserve.api.errors import invalid
 from sliceserve.api.protocol import DetokenizeRequest, TokenizeRequest
 from sliceserve.api.replies import Detokenized, Tokenized, as_json
-from sliceserve.models.errors import ModelError
 from sliceserve.models.tokenizer import Tokenizer
 
 
@@ -18,7 +17,7 @@ async def tokenize(request: TokenizeRequest, backend: Backend) -> Response:
     """Token ids of a text or a chat. Raises ApiError."""
     _expect_model(request.model, backend)
     tokenizer = backend.tokenizer
-    tokens = await asyncio.to_thread(_token_ids, request, tokenizer)
+    tokens = await asyncio.to_thread(_token_ids, request, backend)
     return as_json(
         Tokenized(
             count=len(tokens),
@@ -52,17 +51,9 @@ def _expect_model(name: str | None, backend: Backend) -> None:
         backend.expect_model(name)
 
 
-def _token_ids(request: TokenizeRequest, tokenizer: Tokenizer) -> list[int]:
+def _token_ids(request: TokenizeRequest, backend: Backend) -> list[int]:
     if request.messages is None:
-        return tokenizer.encode(request.prompt or "", request.add_special_tokens is not False)
-    goes_on = bool(request.continue_final_message)
-    begins = not goes_on if request.add_generation_prompt is None else request.add_generation_prompt
-    try:
-        return tokenizer.chat_prompt(
-            [template_turn(message) for message in request.messages],
-            add_generation_prompt=begins,
-            add_special_tokens=bool(request.add_special_tokens),
-            continue_final_message=goes_on,
+        return backend.tokenizer.encode(
+            request.prompt or "", request.add_special_tokens is not False
         )
-    except ModelError as error:
-        raise invalid(str(error), "messages") from error
+    return render(request.messages, request, backend)

@@ -27,6 +27,7 @@ from sliceserve.engine.client import EngineDead
 from sliceserve.engine.generation import ThinGenerator
 from sliceserve.engine.messages import EngineFailed
 from sliceserve.engine.process import RemoteEngine
+from sliceserve.models.chat_template import with_template_read
 from sliceserve.models.errors import ModelError
 from sliceserve.models.tokenizer import Tokenizer
 
@@ -97,6 +98,7 @@ async def _make_backend(config: ServerConfig, engine: RemoteEngine) -> Backend:
         generator=ThinGenerator(engine) if info.thin else None,
         engine=engine,
         stats=engine.stats,
+        chat=with_template_read(config.chat),
     )
 
 

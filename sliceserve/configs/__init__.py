@@ -1,5 +1,6 @@
 """Frozen settings for every part. What derives from a setting is a property where it is used."""
 
+from sliceserve.configs.chat import ChatConfig
 from sliceserve.configs.codec import CalibratedConfig, CodecConfig, RansConfig, SlicerConfig
 from sliceserve.configs.engine import EngineConfig, SchedulerConfig
 from sliceserve.configs.model import DEFAULT_MODEL, CacheConfig, LayerConfig, ModelConfig
@@ -19,6 +20,7 @@ __all__ = [
     "DEFAULT_TENANT",
     "CacheConfig",
     "CalibratedConfig",
+    "ChatConfig",
     "ClientConfig",
     "CodecConfig",
     "EngineConfig",

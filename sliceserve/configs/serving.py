@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+from sliceserve.configs.chat import ChatConfig
 from sliceserve.configs.codec import CodecConfig
 from sliceserve.configs.engine import EngineConfig
 from sliceserve.configs.model import ModelConfig
@@ -39,8 +40,9 @@ class TenantConfig:
 # Without slots, which two bases of one class cannot both have.
 @dataclass(frozen=True, kw_only=True)
 class HttpConfig:
-    """An OpenAI endpoint: where it listens, whom it lets in, how it ends."""
+    """An OpenAI endpoint: where it listens, whom it lets in, how it speaks, how it ends."""
 
+    chat: ChatConfig = field(default_factory=ChatConfig)
     host: str = setting(
         "127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.", "Network"
     )

@@ -13,6 +13,7 @@ PANELS = (
     "Memory",
     "Scheduling",
     "Network",
+    "Chat",
     "Security",
     "Codec",
     "Patience",

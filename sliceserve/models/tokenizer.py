@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sliceserve.models.chat_template import named_template
 from sliceserve.models.errors import ModelError
 from sliceserve.models.spec import read_eos_token_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -88,37 +89,52 @@ class Tokenizer:
             "chat_template": self._pretrained.chat_template,
         }
 
+    def chat_template(self, with_tools: bool = False) -> str:
+        """The source of the template for a conversation, in which tools can be called or not.
+        Raises ModelError if there is none."""
+        source = named_template(self._pretrained.chat_template, with_tools)
+        if source is None:
+            raise ModelError(
+                "this model has no chat template: it completes text; send a prompt instead of "
+                "messages, take its instruction-tuned variant, or give a template with "
+                "--chat-template"
+            )
+        return source
+
     def chat_prompt(
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
         add_special_tokens: bool = False,
+        chat_template: str | None = None,
         **template_kwargs: Any,
     ) -> list[int]:
-        """Token ids of a conversation, as the model's chat template writes it.
+        """Token ids of a conversation, as the chat template writes it: the model's own, or
+        ``chat_template``.
 
         ``messages`` have "role" and "content"; ``template_kwargs`` (``tools``, ``enable_thinking``,
         …) go to the template. ``add_special_tokens`` adds to the special tokens that the template
         writes those of ``encode``. Raises ModelError if there is no template, or it refuses.
         """
-        if not self._pretrained.chat_template:
-            raise ModelError(
-                "this model has no chat template: it completes text; send a prompt instead of "
-                "messages, or take its instruction-tuned variant"
-            )
-        # jinja2 comes with transformers, and is needed for templates alone.
-        from jinja2 import TemplateError
-
+        source = chat_template or self.chat_template(bool(template_kwargs.get("tools")))
         try:
             text = self._pretrained.apply_chat_template(
                 messages,
                 tokenize=False,
+                chat_template=source,
                 add_generation_prompt=add_generation_prompt,
                 **template_kwargs,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        # A template is a program, in a sandbox: it may fail in any way.
+        except Exception as error:
             raise ModelError(f"the chat template cannot render these messages: {error}") from error
         return self.encode(text, add_special_tokens)
+
+    def special_ids(self, names: Iterable[str]) -> dict[str, int]:
+        """The ids of those of ``names`` that are special tokens."""
+        special = self.backend.get_added_tokens_decoder().items()
+        ids = {token.content: i for i, token in special if token.special}
+        return {name: ids[name] for name in names if name in ids}
 
 
 def _is_plain(value: Any) -> bool:

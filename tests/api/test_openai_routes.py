@@ -191,7 +191,9 @@ async def test_roles_and_parts_reach_the_template(serve, fake, client_of, tokeni
         ],
     )
     text = tokenizer.decode(engine.sent(Open)[0].prompt)
-    assert text == "system: Be brief.\nuser: ab\nassistant: c\ntool: d\nassistant: "
+    # The template knows neither developers nor tools.
+    result = "<tool_response>\nd\n</tool_response>"
+    assert text == f"system: Be brief.\nuser: a\nb\nassistant: c\nuser: {result}\nassistant: "
 
 
 async def test_models_are_listed_and_found(serve, fake, client_of):

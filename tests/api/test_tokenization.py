@@ -52,6 +52,9 @@ async def test_messages_are_written_by_the_template(client, options, text):
     assert back.json() == {"prompt": text}
 
 
+HI = [{"role": "user", "content": "Hi"}]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
@@ -59,7 +62,7 @@ async def test_messages_are_written_by_the_template(client, options, text):
         ("/tokenize", {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}, None),
         ("/tokenize", {"messages": []}, "messages"),
         ("/tokenize", {"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
-        ("/tokenize", {"prompt": "x", "chat_template": "{{ 1 }}"}, "chat_template"),
+        ("/tokenize", {"messages": HI, "chat_template": "{{ 1 }}"}, "chat_template"),
         ("/detokenize", {"tokens": [272]}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
         ("/detokenize", {"tokens": [2**70]}, "tokens"),

@@ -1,6 +1,6 @@
 """What the generating endpoints accept, one module an endpoint."""
 
-from sliceserve.api.protocol.chat import ChatCompletionRequest, ChatMessage
+from sliceserve.api.protocol.chat import ChatCompletionRequest
 from sliceserve.api.protocol.completions import CompletionRequest
 from sliceserve.api.protocol.generation import GenerationRequest
 from sliceserve.api.protocol.responses import ResponsesRequest
@@ -8,7 +8,6 @@ from sliceserve.api.protocol.tokenization import DetokenizeRequest, TokenizeRequ
 
 __all__ = [
     "ChatCompletionRequest",
-    "ChatMessage",
     "CompletionRequest",
     "DetokenizeRequest",
     "GenerationRequest",

@@ -1,12 +1,13 @@
 """What /v1/chat/completions accepts. ``metadata`` is a label for the caller's own use; nothing is
 stored, so ``store`` may not be true."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from sliceserve.api.protocol.conversation import Conversation
 from sliceserve.api.protocol.generation import GenerationRequest
-from sliceserve.api.protocol.parts import Part, Text, neutral, one_of
+from sliceserve.api.protocol.parts import Part, neutral, replaced_by
 from sliceserve.configs.sampling import MAX_LOGPROBS
 
 
@@ -14,40 +15,9 @@ class ResponseFormat(Part):
     type: Annotated[str, neutral("text")] = "text"
 
 
-class TextPart(Part):
-    type: Literal["text"]
-    text: Text
-
-
-class ChatMessage(Part):
-    """One turn. The fields after ``tool_call_id`` come back when a client sends an answer of the
-    API again as a part of the conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[
-        Text | list[TextPart],
-        one_of('a string, or a list of parts {"type": "text", "text": string}'),
-    ]
-    name: Text | None = None
-    tool_call_id: Text | None = None
-
-    tool_calls: Annotated[list[Any] | None, neutral([])] = None
-    function_call: Annotated[Any, neutral()] = None
-    refusal: Annotated[str | None, neutral()] = None
-    annotations: Annotated[list[Any] | None, neutral([])] = None
-    audio: Annotated[Any, neutral()] = None
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
-
-
-class ChatCompletionRequest(GenerationRequest):
+class ChatCompletionRequest(Conversation, GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -55,9 +25,8 @@ class ChatCompletionRequest(GenerationRequest):
     metadata: dict[str, str] | None = None
     store: Annotated[bool | None, neutral(False)] = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Any] | None, neutral([])] = None
-    tool_choice: Annotated[Any, neutral("none", "auto")] = None
-    parallel_tool_calls: bool | None = None
+    functions: Annotated[Any, replaced_by("tools")] = None
+    function_call: Annotated[Any, replaced_by("tool_choice")] = None
     modalities: Annotated[list[str] | None, neutral(["text"])] = None
     service_tier: Annotated[str | None, neutral("auto", "default")] = None
 

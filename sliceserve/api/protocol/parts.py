@@ -5,6 +5,7 @@ and this server has not is accepted at the value at which it does nothing, and r
 that nobody believes in a parameter that was never applied.
 """
 
+import json
 from typing import Annotated, Any
 
 from pydantic import (
@@ -33,6 +34,21 @@ def neutral(*values: Any) -> AfterValidator:
     return AfterValidator(check)
 
 
+def replaced_by(successor: str) -> AfterValidator:
+    """Refuse what OpenAI has given up."""
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return value
+        raise PydanticCustomError(
+            "unsupported_parameter",
+            "This parameter is deprecated, and not supported; send '{successor}' instead.",
+            {"successor": successor},
+        )
+
+    return AfterValidator(check)
+
+
 def one_of(sentence: str) -> WrapValidator:
     """One sentence for a union's failure, instead of one for each of its branches."""
 
@@ -54,7 +70,26 @@ def _expect_unicode(text: str) -> str:
     return text
 
 
+def _expect_json(value: dict[str, Any]) -> dict[str, Any]:
+    """What a template can write: parsers let pass what JSON has not."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+    return value
+
+
+def missing(field: str) -> ValidationError:
+    """For a validator of a whole part: it lacks ``field``."""
+    return ValidationError.from_exception_data(
+        "Part", [{"type": "missing", "loc": (field,), "input": None}]
+    )
+
+
 Text = Annotated[str, AfterValidator(_expect_unicode)]
+Json = Annotated[dict[str, Any], AfterValidator(_expect_json)]
 TokenId = Annotated[int, Field(ge=0)]
 StopString = Annotated[Text, Field(min_length=1)]
 

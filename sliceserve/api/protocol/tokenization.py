@@ -1,11 +1,10 @@
 """What /tokenize and /detokenize accept: the fields of vLLM's endpoints of these names."""
 
-from typing import Annotated, Any
-
 from pydantic import ConfigDict, Field, model_validator
 
-from sliceserve.api.protocol.chat import ChatMessage
-from sliceserve.api.protocol.parts import Part, Text, TokenId, neutral
+from sliceserve.api.protocol.conversation import TemplateOptions
+from sliceserve.api.protocol.messages import ChatMessage
+from sliceserve.api.protocol.parts import Part, Text, TokenId
 
 # Either kind of prompt, as JSON Schema says it.
 _ONE_PROMPT = [
@@ -20,7 +19,7 @@ _ONE_PROMPT = [
 ]
 
 
-class TokenizeRequest(Part):
+class TokenizeRequest(TemplateOptions):
     """Body of POST /tokenize: a prompt, or the messages of a chat.
 
     ``add_special_tokens`` is what the tokenizer adds by itself: true for a prompt unless said
@@ -32,19 +31,12 @@ class TokenizeRequest(Part):
     model: Text | None = None
     prompt: Text | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1)
-    add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    tools: Annotated[list[Any] | None, neutral([])] = None
-    chat_template: Annotated[Text | None, neutral()] = None
 
     @model_validator(mode="after")
     def _expect_one_prompt(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("send either a prompt or messages")
-        if self.continue_final_message and self.add_generation_prompt:
-            raise ValueError("continue_final_message excludes add_generation_prompt")
         return self
 
 

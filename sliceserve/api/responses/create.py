@@ -7,13 +7,14 @@ from starlette.responses import Response
 
 from sliceserve.api.answering import answer, plan_job
 from sliceserve.api.backend import Backend
-from sliceserve.api.chat import template_turn
+from sliceserve.api.conversation import make_prompt
 from sliceserve.api.errors import invalid
 from sliceserve.api.metrics import Metrics
-from sliceserve.api.protocol import ChatMessage, ResponsesRequest
+from sliceserve.api.protocol import ResponsesRequest
+from sliceserve.api.protocol.conversation import Conversation
+from sliceserve.api.protocol.messages import ChatMessage
 from sliceserve.api.protocol.responses import InputItem, MessageItem, text_of
 from sliceserve.api.responses.format import ResponseFormat
-from sliceserve.models.errors import ModelError
 
 
 async def create_response(
@@ -22,12 +23,9 @@ async def create_response(
     """Answer a conversation. Raises ApiError."""
     backend.expect_model(request.model)
     backend.expect_generator()
-    turns = [template_turn(message) for message in _messages(request)]
-    try:
-        prompt = await asyncio.to_thread(backend.tokenizer.chat_prompt, turns)
-    except ModelError as error:
-        raise invalid(str(error), "input") from error
-    job = plan_job(http, request, [prompt], backend)
+    conversation = Conversation(messages=_messages(request))
+    prompt = await asyncio.to_thread(make_prompt, conversation, backend)
+    job = plan_job(http, request, [prompt.token_ids], backend)
     return await answer(http, job, ResponseFormat(request, backend), backend, metrics)
 
 
