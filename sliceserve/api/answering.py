@@ -113,7 +113,7 @@ async def answer(
         first = await _while_connected(http, anext(chunks))
     except Exception as error:
         raise as_api_error(error) from error
-    return _EventStream(form.events(job, _again(first, chunks)), chunks)
+    return _EventStream(form.events(job, _again(first, chunks, metrics)), chunks)
 
 
 async def _collect(job: Job, chunks: "Chunks", form: Format) -> msgspec.Struct:
@@ -123,11 +123,16 @@ async def _collect(job: Job, chunks: "Chunks", form: Format) -> msgspec.Struct:
     return form.whole(answers, job.usage)
 
 
-async def _again(first: "tuple[int, TextChunk]", chunks: "Chunks") -> "Chunks":
-    """All of ``chunks``, of which ``first`` has been taken already."""
+async def _again(first: "tuple[int, TextChunk]", chunks: "Chunks", metrics: Metrics) -> "Chunks":
+    """All of ``chunks``, of which ``first`` has been taken already. Raises ApiError alone."""
     yield first
-    async for chunk in chunks:
-        yield chunk
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except Exception as error:
+        told = as_api_error(error)
+        metrics.count_error("thin", told.code, told.may_retry)
+        raise told from error
 
 
 Chunks = AsyncGenerator[tuple[int, TextChunk], None]
@@ -167,9 +172,14 @@ async def _run(
 ) -> None:
     """Put the chunks of one answer, then None, or the error that ended it."""
     wanted = job.answers[index]
-    # The prompt that several choices share counts once.
-    num_prompt = len(wanted.prompt) if index % job.request.num_choices == 0 else 0
-    timer = RequestTimer(metrics, "thin", num_prompt)
+    timer = RequestTimer(
+        metrics,
+        "thin",
+        job.caller.tenant,
+        len(wanted.prompt),
+        # The prompt that several choices share counts once.
+        shares_prompt=index % job.request.num_choices > 0,
+    )
     chunks = stream_text(
         backend.expect_generator(),
         backend.tokenizer,
@@ -190,6 +200,9 @@ async def _run(
             await waiting.put((index, chunk))
     except Exception as error:
         last = error
+    except asyncio.CancelledError:
+        timer.abort()
+        raise
     finally:
         await chunks.aclose()
     await waiting.put((index, last))

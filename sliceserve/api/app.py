@@ -28,6 +28,7 @@ from sliceserve.api.replies import Version, as_json
 from sliceserve.api.responses import create_response
 from sliceserve.api.split import SplitEndpoint, SplitLimits
 from sliceserve.api.tokenization import detokenize, tokenize
+from sliceserve.configs import DEFAULT_TENANT
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.messages import EngineStats
 
@@ -43,15 +44,20 @@ def create_app(
     api_keys: Mapping[str, str] | None = None,
     lifecycle: Lifecycle | None = None,
     split_limits: SplitLimits | None = None,
+    max_metric_tenants: int = 20,
 ) -> FastAPI:
     """Routes over ``backend``. ``api_keys`` are keys and the tenants that they stand for; with none
-    everybody may enter. ``lifecycle`` is how whoever runs the app drains it.
+    everybody may enter. ``lifecycle`` is how whoever runs the app drains it. Of the tenants the
+    first ``max_metric_tenants`` are told apart in /metrics.
 
     Call it on the event loop that will run the app.
     """
     lifecycle = lifecycle or Lifecycle()
-    metrics = Metrics()
+    tenants = list(dict.fromkeys((DEFAULT_TENANT, *(api_keys or {}).values())))
+    metrics = Metrics(tenants[:max_metric_tenants], serves_split=backend.engine is not None)
     app = FastAPI(title="SliceServe", version=__version__, redirect_slashes=False)
+    # Where `ErrorResponse` finds them.
+    app.state.metrics = metrics
     install_error_handlers(app)
     app.add_middleware(Gate, api_keys=api_keys or {}, lifecycle=lifecycle)
     _add_openai_routes(app, backend, metrics)
@@ -133,7 +139,8 @@ def _add_status_routes(
         except EngineDead:
             # What was counted here is still true.
             now = None
-        return Response(metrics.expose(now), media_type=CONTENT_TYPE_LATEST)
+        session = None if backend.session is None else backend.session()
+        return Response(metrics.expose(now, session), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_split_routes(app: FastAPI, split: SplitEndpoint) -> None:

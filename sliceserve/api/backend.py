@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from sliceserve.api.errors import ApiError
+from sliceserve.client.stats import SessionStats
 from sliceserve.configs import ChatConfig
 from sliceserve.engine.client import EngineClient
 from sliceserve.engine.generation import Generator
@@ -16,8 +17,8 @@ class Backend:
     """``models`` are the names it answers to, the first being its own. ``generator`` is None where
     an engine lacks the first layers, so that only split clients can use it. ``engine`` is what
     split clients connect to; None on a gateway. ``stats`` asks the engine of this machine, and
-    raises EngineDead when that is gone. ``chat`` says how chats are wanted;
-    its template has been read."""
+    raises EngineDead when that is gone. ``session`` tells what a gateway has sent to its server.
+    ``chat`` says how chats are wanted; its template has been read."""
 
     models: tuple[str, ...]
     fingerprint: str
@@ -25,6 +26,7 @@ class Backend:
     generator: Generator | None
     engine: EngineClient | None
     stats: Callable[[], Awaitable[EngineStats]]
+    session: Callable[[], SessionStats] | None = None
     chat: ChatConfig = field(default_factory=ChatConfig)
 
     @property

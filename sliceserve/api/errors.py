@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.generation import GenerationError
@@ -69,8 +70,29 @@ class ApiError(HTTPException):
             }
         }
 
+    @property
+    def may_retry(self) -> bool:
+        """Whether it was for want of room, so that the same may succeed later."""
+        return self.status_code in (429, 503)
+
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status_code, self.headers)
+        return ErrorResponse(self)
+
+
+class ErrorResponse(JSONResponse):
+    """Counts itself in the metrics of the app that sends it."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.body, error.status_code, error.headers)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The client of a 499 hears nothing of it.
+        if "app" in scope and self.status_code != 499:
+            path = "split" if scope["type"] == "websocket" else "thin"
+            metrics = scope["app"].state.metrics
+            metrics.count_error(path, self._error.code, self._error.may_retry)
+        await super().__call__(scope, receive, send)
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:

@@ -29,6 +29,7 @@ async def run_gateway(
                 generator=llm.generator,
                 engine=None,
                 stats=llm.head.stats,
+                session=lambda: llm.stats,
                 chat=with_template_read(config.chat),
             )
             await serve(

@@ -116,7 +116,7 @@ class SplitEndpoint:
             return
         except ProtocolError as refused:
             words = Error(code=refused.code, message=refused.message)
-            await refuse(websocket, Ending(CloseCode.PROTOCOL_ERROR, words))
+            await refuse(websocket, Ending(CloseCode.PROTOCOL_ERROR, words), self._metrics)
             return
         session = Session(
             websocket,

@@ -15,6 +15,7 @@ from sliceserve.transport.messages import (
     PromptLogprobs,
     PromptToken,
     Token,
+    TokenTimes,
     Want,
 )
 
@@ -25,9 +26,11 @@ _PROMPT_TOKENS_PER_MESSAGE = 512
 class SplitRequest:
     """Translates, and keeps what one output leaves to be said with a later one."""
 
-    def __init__(self, opening: Open, timer: RequestTimer) -> None:
+    def __init__(self, opening: Open, timer: RequestTimer, tells_times: bool) -> None:
+        """``tells_times``: the client knows of times with its tokens."""
         self.request_id = opening.request_id
         self._timer = timer
+        self._tells_times = tells_times
         self._credit = 0
         # Busy time of the server that no Token has reported yet.
         self._seconds = 0.0
@@ -80,10 +83,18 @@ class SplitRequest:
                 top=_alternatives(token.top),
                 finish_reason=output.finish_reason if is_last else None,
                 server_us=round(self._seconds * 1e6),
+                times=self._times(output),
             )
             self._seconds = 0.0
         if output.tokens and output.finish_reason is not None:
             self._timer.finish(output.finish_reason)
+
+    def _times(self, output: RequestOutput) -> TokenTimes | None:
+        times = output.times
+        if times is None or not self._tells_times:
+            return None
+        parts = (times.queue_s, times.layers_s, times.exit_s)
+        return TokenTimes(*(round(1e6 * seconds) for seconds in parts))
 
 
 def _alternatives(top: Iterable[Logprob]) -> list[Alternative]:

@@ -18,13 +18,25 @@ from sliceserve.engine import messages as engine_messages
 from sliceserve.engine.client import EngineClient, EngineDead, RequestStream
 from sliceserve.transport.frames import DataFrame, ProtocolError, decode, encode
 from sliceserve.transport.link import CloseCode
-from sliceserve.transport.messages import Bye, Cancel, Control, Error, Open, Welcome
+from sliceserve.transport.messages import (
+    TIMES_VERSION,
+    Bye,
+    Cancel,
+    Control,
+    Error,
+    Open,
+    Times,
+    Token,
+    Welcome,
+)
 
 logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 1.0
 # For last words to a client that may have stopped reading.
 _CLOSE_TIMEOUT_S = 1.0
+# More than a token takes, on a client that is honest about it.
+_MAX_TOKEN_US = 60_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +64,13 @@ async def receive(
     if data is None:
         raise ProtocolError("protocol_error", "received a text message; messages here are binary")
     metrics.count_uplink(len(data))
-    message = decode(data, max_frame_bytes, max_frame_tokens)
-    if isinstance(message, DataFrame):
-        metrics.count_packets(len(message.packets))
-    return message
+    return decode(data, max_frame_bytes, max_frame_tokens)
 
 
-async def refuse(websocket: WebSocket, ending: Ending) -> None:
+async def refuse(websocket: WebSocket, ending: Ending, metrics: Metrics) -> None:
     """Say why, if there is something to say, and close."""
+    if isinstance(ending.words, Error):
+        count_error(metrics, ending.words)
 
     async def last_words() -> None:
         if ending.words is not None:
@@ -70,6 +81,10 @@ async def refuse(websocket: WebSocket, ending: Ending) -> None:
     # RuntimeError: the server around the app has closed the socket already.
     with contextlib.suppress(WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
         await asyncio.wait_for(last_words(), _CLOSE_TIMEOUT_S)
+
+
+def count_error(metrics: Metrics, error: Error) -> None:
+    metrics.count_error("split", error.code, error.code in ("overloaded", "draining"))
 
 
 class Session:
@@ -90,6 +105,10 @@ class Session:
         self._engine = engine
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._tenant = tenant_of(websocket)
+        self._tells_times = welcome.protocol >= TIMES_VERSION
+        # Tokens whose times the client may tell.
+        self._num_untold = 0
         self._relays: dict[int, asyncio.Task[None]] = {}
         self._waiting: asyncio.Queue[bytes] = asyncio.Queue(max_waiting)
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -111,10 +130,12 @@ class Session:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        await refuse(self._websocket, ending)
+        await refuse(self._websocket, ending, self._metrics)
 
     def tell(self, message: Control) -> None:
         """Queue a message for the client; never waits."""
+        if isinstance(message, Error):
+            count_error(self._metrics, message)
         try:
             self._waiting.put_nowait(encode(message))
         except asyncio.QueueFull:
@@ -149,6 +170,8 @@ class Session:
         relays, self._relays = self._relays, {}
         for request_id, relay in relays.items():
             relay.cancel()
+            if not keep:
+                self._metrics.count_abort("split", self._tenant)
             name = self._engine_id(request_id)
             with contextlib.suppress(EngineDead):
                 self._engine.send(
@@ -188,6 +211,8 @@ class Session:
             case Open():
                 self._open(message)
             case Cancel():
+                if message.request_id in self._relays:
+                    self._metrics.count_abort("split", self._tenant)
                 self._cancel(message.request_id)
             case Error(request_id=int(request_id)):
                 self._cancel(request_id)
@@ -195,6 +220,8 @@ class Session:
                 self._end(Ending(CloseCode.NORMAL))
             case Bye():
                 self._end(Ending(CloseCode.NORMAL, keep=False))
+            case Times() if self._tells_times:
+                self._count_times(message)
             case _:
                 raise ProtocolError(
                     "protocol_error",
@@ -208,6 +235,7 @@ class Session:
                 f"no request {frame.request_id} is live here; send Open first",
                 frame.request_id,
             )
+        self._metrics.count_packets(len(frame.packets), self._engine.info.hidden_size)
         self._engine.send(
             engine_messages.AppendPackets(
                 self._engine_id(frame.request_id), frame.first_position, list(frame.packets)
@@ -233,7 +261,10 @@ class Session:
         self._expect_short_prefix(message)
         if (older := self._relays.pop(request_id, None)) is not None:
             older.cancel()
-        request = SplitRequest(message, RequestTimer(self._metrics, "split", message.num_prompt))
+        timer = RequestTimer(
+            self._metrics, "split", self._tenant, message.num_prompt, resumed=bool(message.outputs)
+        )
+        request = SplitRequest(message, timer, self._tells_times)
         outputs = self._engine.open(
             engine_messages.Open(
                 request_id=self._engine_id(request_id),
@@ -244,12 +275,23 @@ class Session:
                 sampling=message.sampling,
                 codec=engine_messages.packet_codec(self._welcome.codec, self._welcome.profile),
                 prefix=message.prefix,
-                tenant=tenant_of(self._websocket),
+                tenant=self._tenant,
                 priority=message.priority,
                 may_queue=True,
             )
         )
         self._relays[request_id] = self._spawn(self._relay(request, outputs))
+
+    def _count_times(self, times: Times) -> None:
+        """Believe no more of the client than there can be."""
+        num_tokens = min(times.num_tokens, self._num_untold)
+        self._num_untold -= num_tokens
+        most = num_tokens * _MAX_TOKEN_US
+        told = (min(us, most) for us in (times.head_us, times.encode_us, times.link_us))
+        head_us, encode_us, link_us = told
+        self._metrics.count_times(
+            Times(num_tokens=num_tokens, head_us=head_us, encode_us=encode_us, link_us=link_us)
+        )
 
     def _expect_short_prefix(self, message: Open) -> None:
         limits = self._welcome
@@ -286,6 +328,7 @@ class Session:
             async for output in outputs:
                 finished = output.finish_reason is not None
                 for message in request.translate(output):
+                    self._num_untold += isinstance(message, Token)
                     self.tell(message)
         # Not reached when cancelled: then another session of this process has it.
         self._relays.pop(request.request_id, None)

@@ -17,9 +17,11 @@ from sliceserve.client.errors import (
 )
 from sliceserve.client.request import SplitRequest
 from sliceserve.client.stats import RequestStats
+from sliceserve.client.telling import TimesTeller
 from sliceserve.transport.frames import DataFrame, ProtocolError
 from sliceserve.transport.link import CloseCode, LinkClosed
 from sliceserve.transport.messages import (
+    TIMES_VERSION,
     Bye,
     Cancel,
     Control,
@@ -57,6 +59,7 @@ class Line:
         self._cancelled: deque[int] = deque()
         self._to_write = asyncio.Event()
         self._ended_stats = RequestStats()
+        self._teller = TimesTeller()
         self._drain: Drain | None = None
         self._welcome: Welcome | None = None
         self._connection: Connection | None = None
@@ -74,11 +77,15 @@ class Line:
         supervisor, self._supervisor = self._supervisor, None
         if connection is not None:
             with contextlib.suppress(LinkClosed, asyncio.TimeoutError):
-                await asyncio.wait_for(connection.send(Bye()), _BYE_TIMEOUT_S)
+                await asyncio.wait_for(self._say_goodbye(connection), _BYE_TIMEOUT_S)
         if supervisor is not None:
             await cancel_and_wait(supervisor)
         if connection is not None:
             await connection.close()
+
+    async def _say_goodbye(self, connection: Connection) -> None:
+        await self._tell_times(connection)
+        await connection.send(Bye())
 
     @property
     def welcome(self) -> Welcome:
@@ -131,6 +138,7 @@ class Line:
         if self._live.pop(request.request_id, None) is None:
             return
         self._ended_stats.add(request.stats)
+        self._teller.hurry()
         if request.known_to_server and not request.finished:
             self._cancelled.append(request.request_id)
             self._to_write.set()
@@ -224,6 +232,16 @@ class Line:
                     self._cancelled.popleft()
                 for request in list(self._live.values()):
                     await self._write_one(connection, request)
+                if self._teller.is_due(time.monotonic()):
+                    await self._tell_times(connection)
+
+    async def _tell_times(self, connection: Connection) -> None:
+        """Let a server that can be told know where the time of tokens went on this side."""
+        live = (request.stats.parts for request in self._live.values())
+        parts = sum(live, self._ended_stats.parts)
+        times = self._teller.tell(parts, time.monotonic())
+        if times is not None and connection.welcome.protocol >= TIMES_VERSION:
+            await connection.send(times)
 
     async def _write_one(self, connection: Connection, request: SplitRequest) -> None:
         if request.request_id not in self._live:

@@ -7,6 +7,7 @@ from sliceserve.client.errors import RequestFailed
 from sliceserve.client.stats import RequestStats
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.generation import Generated
+from sliceserve.engine.messages import TokenTimes
 from sliceserve.scheduler.plan import FinishReason, Logprob, PromptLogprob, SampledToken
 from sliceserve.scheduler.prefix import block_digests
 from sliceserve.transport.frames import DataFrame, frames_for
@@ -93,6 +94,13 @@ class SplitRequest:
                 f"the head gave the packet of position {start}, expected {len(self._packets)}",
             )
         self._packets += packets
+
+    def count_head(self, start: int, times: TokenTimes) -> None:
+        """What the head took for packets from ``start`` on."""
+        if start >= len(self.prompt):
+            parts = self.stats.parts
+            parts.head_s += times.queue_s + times.layers_s
+            parts.encode_s += times.exit_s
 
     def next_message(self, limits: Welcome, now: float) -> Open | DataFrame | None:
         """What may be sent now; None if it is somebody else's turn. Counts it as sent.
@@ -245,17 +253,32 @@ class SplitRequest:
         self.stats.num_packets = self._num_had - len(self._unsent)
         self.stats.num_cached_server = len(self._unsent)
 
+    def _count_parts(self, token: Token, away_s: float) -> None:
+        """Of the time between a packet's sending and its token's arrival."""
+        queue_s, tail_s, sample_s = 0.0, token.server_us / 1e6, 0.0
+        if (times := token.times) is not None:
+            queue_s, tail_s = times.queue_us / 1e6, times.tail_us / 1e6
+            sample_s = times.sample_us / 1e6
+        parts = self.stats.parts
+        parts.num_tokens += 1
+        parts.link_s += max(0.0, away_s - queue_s - tail_s - sample_s)
+        parts.queue_s += queue_s
+        parts.tail_s += tail_s
+        parts.sample_s += sample_s
+
     def _count_token(self, token: Token, now: float) -> None:
         server_s = token.server_us / 1e6
+        away_s = now - self._sent_at
         self._heard_at = now
         self.stats.num_tokens += 1
         self.stats.server_s += server_s
-        self.stats.link_s += max(0.0, now - self._sent_at - server_s)
+        self.stats.link_s += max(0.0, away_s - server_s)
         if not self._outputs:
             self._first_token_at = now
             self.stats.ttft_s += now - self._started_at
         else:
             self.stats.decode_s = now - self._first_token_at
+            self._count_parts(token, away_s)
 
 
 def _alternatives(top: list[Alternative]) -> tuple[Logprob, ...]:

@@ -229,6 +229,8 @@ class SplitSession:
                     request.begin(output.packets)
                 elif output.packets:
                     request.take_packets(output.start, output.packets)
+                    if output.times is not None:
+                        request.count_head(output.start, output.times)
                 self._line.wake()
         except EngineDead as error:
             self._line.fail(request, _head_stopped(error))

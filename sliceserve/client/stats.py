@@ -1,6 +1,49 @@
 """What a split request cost: tokens, bytes on the wire, and where the time went."""
 
 from dataclasses import dataclass, field, fields
+from operator import add, sub
+
+
+@dataclass(slots=True)
+class TokenParts:
+    """Where the time of ``num_tokens`` tokens went, none of them the first of its request.
+
+    On this side: ``head_s`` in the layers that run here, their queue included, and ``encode_s`` in
+    the codec. On the server, as it says: ``queue_s``, ``tail_s`` and ``sample_s``; one that is too
+    old to say has all of its busy time in ``tail_s``, and its queue in ``link_s``: what is left of
+    the time from a packet's sending to the token's arrival."""
+
+    num_tokens: int = 0
+    head_s: float = 0.0
+    encode_s: float = 0.0
+    link_s: float = 0.0
+    queue_s: float = 0.0
+    tail_s: float = 0.0
+    sample_s: float = 0.0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By part, in the order in which a token passes them."""
+        return {
+            "head": self.head_s,
+            "encode": self.encode_s,
+            "link": self.link_s,
+            "queue": self.queue_s,
+            "tail": self.tail_s,
+            "sample": self.sample_s,
+        }
+
+    def __add__(self, other: "TokenParts") -> "TokenParts":
+        return TokenParts(
+            self.num_tokens + other.num_tokens,
+            *map(add, self.seconds.values(), other.seconds.values()),
+        )
+
+    def __sub__(self, other: "TokenParts") -> "TokenParts":
+        return TokenParts(
+            self.num_tokens - other.num_tokens,
+            *map(sub, self.seconds.values(), other.seconds.values()),
+        )
 
 
 @dataclass(slots=True)
@@ -14,7 +57,7 @@ class RequestStats:
     of the layers that run here. ``server_s``: busy time of the server. ``link_s``: from the last
     packet that a token needs until the token's arrival, less the server's busy time: the wire, the
     server's queue, and time without a connection. ``ttft_s``: from the call to the first token;
-    ``decode_s``: from the first to the last.
+    ``decode_s``: from the first to the last. ``parts`` tells that time by part.
     """
 
     num_requests: int = 0
@@ -30,6 +73,7 @@ class RequestStats:
     link_s: float = 0.0
     ttft_s: float = 0.0
     decode_s: float = 0.0
+    parts: TokenParts = field(default_factory=TokenParts)
 
     @property
     def tokens_per_s(self) -> float:
@@ -78,4 +122,9 @@ class SessionStats:
         """How many times fewer bytes go up than 16 bits per element would take; 0 before the
         first packet."""
         sent = self.uplink_bytes_per_token
-        return 2 * self.hidden_size / sent if sent else 0.0
+        return self.fp16_bytes_per_token / sent if sent else 0.0
+
+    @property
+    def fp16_bytes_per_token(self) -> int:
+        """Of a hidden state that nobody has compressed."""
+        return 2 * self.hidden_size

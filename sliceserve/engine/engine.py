@@ -10,6 +10,7 @@ import msgspec
 
 from sliceserve.codec.base import CodecError, max_packet_bytes
 from sliceserve.configs import SamplingParams, SchedulerConfig
+from sliceserve.engine.distribution import Distribution
 from sliceserve.engine.messages import (
     AppendPackets,
     AppendTokens,
@@ -22,12 +23,16 @@ from sliceserve.engine.messages import (
     SegmentStats,
 )
 from sliceserve.engine.runner import BadRow, Runner
+from sliceserve.engine.timing import Timekeeper
 from sliceserve.engine.turnover import Turnover
 from sliceserve.scheduler.errors import RequestRefused
 from sliceserve.scheduler.plan import SampledToken, StepOutput, StepPlan
 from sliceserve.scheduler.reports import Progress
 from sliceserve.scheduler.request import Request
 from sliceserve.scheduler.scheduler import Scheduler
+
+# Rows of a step, and requests: powers of two.
+_STEP_SIZES = [2.0**i for i in range(15)]
 
 
 class Engine:
@@ -49,6 +54,9 @@ class Engine:
         self._last_token: dict[str, SampledToken] = {}
         self._unreported_seconds: dict[str, float] = {}
         self._turnover = Turnover()
+        self._times = Timekeeper()
+        self._step_tokens = Distribution.over(_STEP_SIZES)
+        self._step_requests = Distribution.over(_STEP_SIZES)
         self._num_steps = self._num_tokens = self._num_sampled = 0
         self._busy_seconds = 0.0
 
@@ -61,18 +69,30 @@ class Engine:
 
         Raises RanksLost when another rank of this engine has ended, and the engine has too."""
         self._runner.expect_alive()
-        news = [self._credit_news(request) for request in self._scheduler.supply()]
+        supplied = self._scheduler.supply()
+        now = time.monotonic()
+        for request in supplied:
+            self._times.admit(request, now)
+        news = [self._credit_news(request) for request in supplied]
         plan = self._scheduler.schedule()
         if plan is None:
             return news or None
+        self._times.start(plan.requests, now)
         plan, output, failures = self._run(plan)
         progress = self._scheduler.update(plan, output)
+        self._count_step(plan, output)
+        now = time.monotonic()
+        reports = [self._report(p, output.exit_seconds, now) for p in progress]
+        return news + failures + [report for report in reports if report is not None]
+
+    def _count_step(self, plan: StepPlan, output: StepOutput) -> None:
+        num_tokens = plan.num_tokens
         self._num_steps += 1
-        self._num_tokens += plan.num_tokens
+        self._num_tokens += num_tokens
         self._num_sampled += len(output.sampled)
         self._busy_seconds += sum(output.seconds.values())
-        reports = [report for p in progress if (report := self._report(p)) is not None]
-        return news + failures + reports
+        self._step_tokens.add(num_tokens)
+        self._step_requests.add(len(plan.requests))
 
     def _run(self, plan: StepPlan) -> tuple[StepPlan, StepOutput, list[RequestOutput]]:
         """Run ``plan`` without the requests that cannot go on, whose ends come third."""
@@ -155,6 +175,9 @@ class Engine:
                 )
                 for usage in counts.segments
             ],
+            step_tokens=self._step_tokens,
+            step_requests=self._step_requests,
+            paths={} if self.is_head else self._times.paths,
         )
 
     def close(self) -> None:
@@ -165,6 +188,7 @@ class Engine:
         """Raise SchedulerError unless every block, request and state is accounted for."""
         self._scheduler.check()
         self._runner.check(self)
+        self._times.check(self)
 
     def _open(self, command: Open) -> list[RequestOutput]:
         live = self._scheduler.get(command.request_id)
@@ -185,7 +209,12 @@ class Engine:
             priority=command.priority,
         )
         self._scheduler.add(request, command.prefix, may_queue=command.may_queue)
-        self._turnover.begin(time.monotonic())
+        now = time.monotonic()
+        self._turnover.begin(now)
+        self._times.open(request, now)
+        if request.entry_layer == 0 or request.credit > 0:
+            self._times.admit(request, now)
+        self._times.note_ready(request, now)
         return [msgspec.structs.replace(self._opened(request), packets=request.packets[:])]
 
     def _attach(self, command: Open, request: Request) -> RequestOutput:
@@ -257,6 +286,7 @@ class Engine:
         self, request: Request, start: int, items: list[int] | list[bytes]
     ) -> list[RequestOutput]:
         wanted = self._scheduler.append(request.request_id, start, items)
+        self._times.note_ready(request, time.monotonic())
         if wanted is None:
             return []
         return [RequestOutput(request_id=request.request_id, wanted=wanted, credit=request.credit)]
@@ -289,6 +319,7 @@ class Engine:
     def _drop_notes(self, request_id: str) -> None:
         """The request has ended."""
         self._turnover.end(time.monotonic(), is_last=self._scheduler.stats.num_live == 0)
+        self._times.end(request_id)
         self._runner.forget(request_id)
         self._deadlines.pop(request_id, None)
         self._last_token.pop(request_id, None)
@@ -301,7 +332,7 @@ class Engine:
             credit=request.credit,
         )
 
-    def _report(self, progress: Progress) -> RequestOutput | None:
+    def _report(self, progress: Progress, exit_seconds: float, now: float) -> RequestOutput | None:
         request = progress.request
         request_id = request.request_id
         seconds = self._unreported_seconds.pop(request_id, 0.0) + progress.seconds
@@ -310,6 +341,10 @@ class Engine:
         if not is_news and request.entry_layer == 0:
             self._unreported_seconds[request_id] = seconds
             return None
+        times = None
+        if progress.token or progress.packets:
+            is_token = progress.token is not None
+            times = self._times.finish(request, exit_seconds, is_token, now)
         report = RequestOutput(
             request_id=request_id,
             num_computed=request.num_computed,
@@ -321,6 +356,7 @@ class Engine:
             prompt_start=request.num_scored + 1 - len(scored),
             prompt_logprobs=scored,
             seconds=seconds,
+            times=times,
             finish_reason=progress.finish_reason,
         )
         if progress.finish_reason is not None:

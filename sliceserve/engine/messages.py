@@ -7,6 +7,7 @@ Everything that must outlive a connection is keyed by ``request_id``, which the 
 import msgspec
 
 from sliceserve.configs import SamplingParams
+from sliceserve.engine.distribution import Distribution
 from sliceserve.scheduler.plan import FinishReason, PromptLogprob, SampledToken
 
 
@@ -99,6 +100,25 @@ RequestCommand = Open | AppendTokens | AppendPackets | Cancel | Detach
 Command = GetInfo | GetStats | PeerGone | RequestCommand
 
 
+class TokenTimes(msgspec.Struct, frozen=True, array_like=True):
+    """Where the time of ``num_tokens`` tokens went in one engine, in seconds, each as its request
+    has lived it: ``queue_s`` until the first step for it, ``layers_s`` until its last row was
+    through the layers, ``exit_s`` to sample it, or to encode it in a head."""
+
+    num_tokens: int = 0
+    queue_s: float = 0.0
+    layers_s: float = 0.0
+    exit_s: float = 0.0
+
+    def plus(self, other: "TokenTimes") -> "TokenTimes":
+        return TokenTimes(
+            self.num_tokens + other.num_tokens,
+            self.queue_s + other.queue_s,
+            self.layers_s + other.layers_s,
+            self.exit_s + other.exit_s,
+        )
+
+
 class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """News of one request. Unset fields say nothing.
 
@@ -110,7 +130,8 @@ class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     but for its first token, come before the first of ``tokens`` or with it.
     ``num_cached``: how many of the prompt's positions were taken from the prefix cache so far;
     heads and tails know with ``opened``, requests that begin with tokens elsewhere by their first
-    token. ``seconds``: busy time of this engine spent on the request since its last output.
+    token. ``seconds``: busy time of this engine spent on the request since its last output;
+    ``times`` tells what the token, or the packets of a head, took from beginning to end.
     ``finish_reason`` ends the request; with "error", ``error_code`` and ``error`` say why, and
     ``retry_after_s`` when another try may succeed.
     """
@@ -127,6 +148,7 @@ class RequestOutput(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     prompt_start: int = 0
     prompt_logprobs: list[PromptLogprob] = []
     seconds: float = 0.0
+    times: TokenTimes | None = None
     finish_reason: FinishReason | None = None
     error_code: str | None = None
     error: str | None = None
@@ -204,6 +226,20 @@ class SegmentStats(msgspec.Struct, frozen=True, kw_only=True):
     num_cached: int = 0
 
 
+class PathStats(msgspec.Struct, kw_only=True):
+    """Of requests that enter as tokens, or of those that enter as packets, since start.
+
+    ``token_times`` of all tokens but the first of each request. Of requests: ``queue_seconds``
+    before the first step, ``prefill_seconds`` from there to the first token, ``decode_seconds``
+    from there to the last, ``inference_seconds`` from the first step to the last token."""
+
+    token_times: TokenTimes
+    queue_seconds: Distribution
+    prefill_seconds: Distribution
+    decode_seconds: Distribution
+    inference_seconds: Distribution
+
+
 class EngineStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Counters since start (``num_*_total``, ``busy_seconds``) and the state now. ``num_queued``
     are not live yet: they wait to be admitted.
@@ -211,6 +247,8 @@ class EngineStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     ``num_prefix_queried_tokens_total`` are positions of prompts that were reached for the first
     time, ``num_prefix_hit_tokens_total`` those of them that the prefix cache had. Live requests
     keep ``held_packet_bytes`` of packets, cached blocks that nobody uses ``cached_packet_bytes``.
+    ``step_tokens`` and ``step_requests`` are the sizes of steps; ``paths`` has those that this
+    engine samples for, "thin" and "split".
     """
 
     num_live: int
@@ -228,6 +266,9 @@ class EngineStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     held_packet_bytes: int
     cached_packet_bytes: int = 0
     segments: list[SegmentStats]
+    step_tokens: Distribution | None = None
+    step_requests: Distribution | None = None
+    paths: dict[str, PathStats] = {}
 
 
 class EngineFailed(msgspec.Struct, tag=True, frozen=True):

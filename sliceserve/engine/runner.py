@@ -3,6 +3,7 @@
 import time
 from bisect import bisect_right
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, islice
 
 import torch
@@ -17,6 +18,7 @@ from sliceserve.engine.parallel import Leader
 from sliceserve.engine.sampler import sample
 from sliceserve.engine.scoring import score, slices
 from sliceserve.engine.states import DecodedStates
+from sliceserve.engine.stopwatch import Stopwatch
 from sliceserve.scheduler.plan import PromptLogprob, ScheduledRequest, StepOutput, StepPlan
 
 
@@ -58,6 +60,7 @@ class Runner:
         self._codecs = dict(codecs or {})
         self._states = DecodedStates(layers.block_size)
         self._adjustments = Adjustments(self._decoder.spec.eos_token_ids)
+        self._exit = Stopwatch(self._hidden.device)
 
     def codec(self, name: str) -> Codec:
         """The decoder of packets under ``name``; raises CodecError for an unknown one."""
@@ -123,6 +126,7 @@ class Runner:
             logit_rows = [*scored, sampled] if sampled else scored
             self._leader.share(plan.requests, logit_rows, hidden)
         self._layers.forward(hidden, batch)
+        self._exit.start()
         output = StepOutput()
         if self._encoder is not None:
             self._encode(hidden, plan.requests, batch, self._encoder, output)
@@ -130,10 +134,11 @@ class Runner:
             self._score(hidden, scored, plan.requests, output)
         if sampling:
             self._sample(hidden[sampled], [plan.requests[i] for i in sampling], output)
+        exit_seconds = self._exit.read()
         self.expect_alive()
         self._states.end_step()
         self._share_time(plan, time.perf_counter() - started, output)
-        return output
+        return replace(output, exit_seconds=exit_seconds)
 
     def _fill(
         self, hidden: torch.Tensor, requests: Sequence[ScheduledRequest], batch: Batch

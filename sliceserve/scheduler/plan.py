@@ -98,9 +98,11 @@ class StepOutput:
     """What a pass produced, by request id. ``sampled``: the token chosen after the last row (whole
     and tail engines). ``scored``: one for each of ``Scoring.targets``. ``packets``: encoded rows
     from ``max(start, num_emitted)`` on (heads). ``seconds``: each request's share of the pass's
-    busy time."""
+    busy time. ``exit_seconds``: how much of the pass came after the last layer, to sample or to
+    encode."""
 
     sampled: dict[str, SampledToken] = field(default_factory=dict)
     scored: dict[str, list[PromptLogprob]] = field(default_factory=dict)
     packets: dict[str, list[bytes]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    exit_seconds: float = 0.0

@@ -29,6 +29,7 @@ from sliceserve.transport.messages import (
     Open,
     Opened,
     PromptLogprobs,
+    Times,
     Token,
     Uint32,
     Want,
@@ -54,6 +55,7 @@ class MessageType(IntEnum):
     DRAIN = 10
     BYE = 11
     PROMPTLOGPROBS = 12
+    TIMES = 13
     # No single flipped bit makes a control message of a data frame.
     PACKET = 0x80
     PACKETS = 0xC0
@@ -95,6 +97,7 @@ _TYPE_OF: dict[type[Control], MessageType] = {
     Drain: MessageType.DRAIN,
     Bye: MessageType.BYE,
     PromptLogprobs: MessageType.PROMPTLOGPROBS,
+    Times: MessageType.TIMES,
 }
 _DECODERS = {int(kind): msgspec.msgpack.Decoder(body) for body, kind in _TYPE_OF.items()}
 _ENCODER = msgspec.msgpack.Encoder()

@@ -21,12 +21,16 @@ _SAMPLING_SINCE_3 = (
     "prompt_logprobs",
     "guide",
 )
+# The first that has Times, and times with its Tokens.
+TIMES_VERSION = 3
 
 # Request ids, positions and token ids: what the numbers of a data frame hold.
 Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 # A time that one can wait: neither NaN nor endless.
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+# Longer than a request can live, and short enough to be added up.
+Microseconds = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 # Names the packets of all positions up to the end of a block.
 Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
@@ -118,9 +122,20 @@ class Alternative(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
 
 
+class TokenTimes(msgspec.Struct, frozen=True, array_like=True):
+    """What passed on the server from the moment that it had all that a token needs, microseconds:
+    until a pass for it began, through the layers, and to choose it."""
+
+    queue_us: Microseconds
+    tail_us: Microseconds
+    sample_us: Microseconds
+
+
 class Token(Control, frozen=True, kw_only=True):
     """Server → client: the token at ``position``. ``finish_reason`` ends the request.
-    ``server_us``: busy time of the server for this request since its last Token, microseconds."""
+    ``server_us``: busy time of the server for this request since its last Token, microseconds;
+    ``times``, for clients of version 3 and later: how long the server had the token in hand, other
+    requests' work included."""
 
     request_id: Uint32
     position: Uint32
@@ -129,6 +144,7 @@ class Token(Control, frozen=True, kw_only=True):
     top: list[Alternative] = []
     finish_reason: str | None = None
     server_us: int = 0
+    times: TokenTimes | None = None
 
 
 class PromptToken(msgspec.Struct, frozen=True, array_like=True):
@@ -163,6 +179,18 @@ class Error(Control, frozen=True, kw_only=True):
     message: str
     request_id: Uint32 | None = None
     retry_after_s: Seconds | None = None
+
+
+class Times(Control, frozen=True, kw_only=True):
+    """Client → server, version 3 and later: where the time of ``num_tokens`` tokens went, none of
+    them the first of its request, that no Times has told of yet. ``head_us`` in the client's
+    layers, ``encode_us`` in its codec, ``link_us`` on the way there and back, all in microseconds.
+    It is for the server's statistics alone."""
+
+    num_tokens: Uint32
+    head_us: Microseconds = 0
+    encode_us: Microseconds = 0
+    link_us: Microseconds = 0
 
 
 class Drain(Control, frozen=True, kw_only=True):

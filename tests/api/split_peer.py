@@ -71,9 +71,9 @@ async def dial(served, subprotocols=(SUBPROTOCOL,), **settings):
 
 
 @contextlib.asynccontextmanager
-async def connect(served, **changes):
+async def connect(served, headers=None, **changes):
     """A connection that has been welcomed."""
-    async with dial(served) as peer:
+    async with dial(served, additional_headers=headers) as peer:
         await peer.send(hello(**changes))
         peer.welcome = await peer.receive(Welcome)
         yield peer

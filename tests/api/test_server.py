@@ -126,7 +126,7 @@ async def test_a_gateway_gives_the_text_of_the_whole_model(server, model_path, s
     async with httpx.AsyncClient(base_url=url) as client:
         text = (await client.get("/metrics")).text
     assert f'sliceserve:split_sessions{{cut="{split}"}} 0.0' in text
-    assert 'sliceserve:generation_tokens_total{path="split"}' in text
+    assert 'sliceserve:generation_tokens_total{path="split",tenant="default"}' in text
 
 
 async def test_a_gateway_without_its_server_is_one_sentence(model_path):

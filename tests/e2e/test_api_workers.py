@@ -203,7 +203,7 @@ async def test_the_death_of_a_worker_ends_its_sockets_only(pair, heads):
         assert counted(answers[0]) == counted(answers[1])
         now = await metrics(pair)
         assert await num_sessions(pair) == len(sessions)
-        assert now['generation_tokens_total{path="split"}'] >= (len(sessions) + 1) * NUM_TOKENS
-        assert now['request_success_total{finished_reason="length",path="thin"}'] == 1 + len(
-            streams[other]
-        )
+        labels = 'path="split",tenant="default"'
+        assert now[f"generation_tokens_total{{{labels}}}"] >= (len(sessions) + 1) * NUM_TOKENS
+        labels = 'finished_reason="length",path="thin",tenant="default"'
+        assert now[f"request_success_total{{{labels}}}"] == 1 + len(streams[other])
