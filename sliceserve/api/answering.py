@@ -1,6 +1,7 @@
 """From a checked request to an HTTP answer, whole or streamed; the same for all endpoints."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -51,25 +52,33 @@ class Answer:
 @dataclass(slots=True)
 class Job:
     """A request, ready to run. ``answers`` are ordered by prompt, then by choice; with
-    ``shows_special_tokens`` those are a part of their text. ``num_cached`` says how much of the
-    prompt of each was in a prefix cache, once that is known."""
+    ``shows_special_tokens`` those are a part of their text. ``num_sampled`` counts the tokens of
+    each so far, ``num_cached`` how much of its prompt was in a prefix cache, once that is known."""
 
     request: GenerationRequest
     caller: Caller
     answers: list[Answer]
     num_prompt_tokens: int
     shows_special_tokens: bool = False
-    num_sampled: int = 0
-    num_cached: dict[int, int] = field(default_factory=dict)
+    num_sampled: Counter[int] = field(default_factory=Counter)
+    num_cached: Counter[int] = field(default_factory=Counter)
 
     @property
     def usage(self) -> Usage:
-        total = self.num_prompt_tokens + self.num_sampled
         # The prompt that several choices share counts once.
         firsts = range(0, len(self.answers), self.request.num_choices)
-        cached = sum(self.num_cached.get(index, 0) for index in firsts)
-        details = PromptTokensDetails(cached)
-        return Usage(self.num_prompt_tokens, self.num_sampled, total, details)
+        num_cached = sum(self.num_cached[index] for index in firsts)
+        return _usage(self.num_prompt_tokens, self.num_sampled.total(), num_cached)
+
+    def usage_of(self, index: int) -> Usage:
+        """Of one answer, so far."""
+        num_prompt = len(self.answers[index].prompt)
+        return _usage(num_prompt, self.num_sampled[index], self.num_cached[index])
+
+
+def _usage(num_prompt: int, num_sampled: int, num_cached: int) -> Usage:
+    details = PromptTokensDetails(num_cached)
+    return Usage(num_prompt, num_sampled, num_prompt + num_sampled, details)
 
 
 def plan_job(
@@ -96,6 +105,7 @@ def plan_job(
                 sampling = replace(sampling, guide=guide)
             answers.append(Answer(prompt, sampling))
     caller = Caller(tenant_of(http), request.priority)
+    shows_special_tokens = shows_special_tokens or not request.skip_special_tokens
     return Job(request, caller, answers, sum(map(len, prompts)), shows_special_tokens)
 
 
@@ -155,7 +165,7 @@ async def _generate(job: Job, backend: Backend, metrics: Metrics) -> Chunks:
             elif isinstance(news, Exception):
                 raise news
             else:
-                job.num_sampled += news.token is not None
+                job.num_sampled[index] += news.token is not None
                 job.num_cached[index] = news.num_cached
                 yield index, news
     finally:
@@ -187,11 +197,15 @@ async def _run(
         wanted.sampling,
         job.request.stop_strings,
         job.caller,
+        include_stop=job.request.include_stop_str_in_output,
         skip_special_tokens=not job.shows_special_tokens,
     )
     last: Exception | None = GenerationError("internal_error", "the answer broke off")
     try:
         async for chunk in chunks:
+            if job.request.prompt_only:
+                # The one token that an engine makes at least is nobody's.
+                chunk = replace(chunk, text="", token=None, finish_reason="length")
             if chunk.token is not None:
                 timer.token(chunk.num_cached)
             if chunk.finish_reason is not None:

@@ -41,12 +41,25 @@ class Reply(Struct, frozen=True, kw_only=True):
 
 
 class CompletionLogprobs(Struct, frozen=True):
-    """Lists run parallel, one entry a token. ``text_offset`` counts characters of the answer."""
+    """Lists run parallel, one entry a token. ``text_offset`` counts characters of the text. The
+    first token of a prompt has no logprob."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+class RankedLogprob(Struct, frozen=True):
+    """``rank`` 1 is the likeliest token of all."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+# For each token of a prompt it and the likeliest ones, by token id; of the first nothing is known.
+PromptLogprobs = list[dict[int, RankedLogprob] | None]
 
 
 class CompletionChoice(Struct, frozen=True, kw_only=True):
@@ -54,6 +67,7 @@ class CompletionChoice(Struct, frozen=True, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class TopLogprob(Struct, frozen=True):

@@ -34,6 +34,8 @@ class ChunkFormat(ABC):
                     yield _event(beginning, include_usage)
             async for index, chunk in chunks:
                 for reply in self.deltas(index, chunk):
+                    if job.request.continuous_usage:
+                        reply = msgspec.structs.replace(reply, usage=job.usage_of(index))
                     yield _event(reply, include_usage)
             if include_usage:
                 yield _event(self.usage(job.usage), include_usage)

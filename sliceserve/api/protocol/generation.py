@@ -4,16 +4,27 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from sliceserve.api.protocol.parts import Part, StopString, Text, TokenId, neutral, one_of
+from sliceserve.api.protocol.parts import (
+    Biases,
+    Part,
+    StopString,
+    Text,
+    TokenId,
+    neutral,
+    one_of,
+)
 from sliceserve.configs import SamplingParams
 from sliceserve.configs.sampling import MAX_STOP_TOKENS
 
-MAX_CHOICES = 8
+MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 
 
 class StreamOptions(Part):
+    """With ``continuous_usage_stats`` every chunk has the usage of its answer so far."""
+
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Annotated[bool | None, neutral(False)] = None
 
 
@@ -39,10 +50,13 @@ class GenerationRequest(Part):
     user: str | None = None
     priority: int = Field(0, ge=-(2**31), lt=2**31)
 
-    presence_penalty: Annotated[float | None, neutral(0)] = None
-    frequency_penalty: Annotated[float | None, neutral(0)] = None
-    repetition_penalty: Annotated[float | None, neutral(1)] = None
-    logit_bias: Annotated[dict[str, float] | None, neutral({})] = None
+    presence_penalty: float | None = Field(None, ge=-2.0, le=2.0)
+    frequency_penalty: float | None = Field(None, ge=-2.0, le=2.0)
+    repetition_penalty: float | None = Field(None, gt=0.0, le=100.0)
+    logit_bias: Biases | None = None
+    min_tokens: int | None = Field(None, ge=0, lt=2**31)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
 
     @model_validator(mode="after")
     def _expect_stream(self) -> "GenerationRequest":
@@ -50,8 +64,18 @@ class GenerationRequest(Part):
             raise ValueError("stream_options needs stream to be true")
         return self
 
+    @model_validator(mode="after")
+    def _expect_room(self) -> "GenerationRequest":
+        if self.wanted_tokens is not None and (self.min_tokens or 0) > self.wanted_tokens:
+            raise ValueError(
+                f"min_tokens is {self.min_tokens}, more than the {self.wanted_tokens} tokens that "
+                "are wanted at most"
+            )
+        return self
+
     @property
     def num_choices(self) -> int:
+        """Answers to be made for each prompt."""
         return self.n or 1
 
     @property
@@ -63,6 +87,15 @@ class GenerationRequest(Part):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and self.stream_options.continuous_usage_stats  # type: ignore
+
+    @property
+    def prompt_only(self) -> bool:
+        """Whether nothing is to be told but of the prompt."""
+        return False
+
+    @property
     def wanted_tokens(self) -> int | None:
         """The most tokens of one answer; None is whatever fits the context."""
         raise NotImplementedError
@@ -71,6 +104,11 @@ class GenerationRequest(Part):
     def wanted_logprobs(self) -> int | None:
         """Alternatives to report with each token; None reports nothing."""
         raise NotImplementedError
+
+    @property
+    def wanted_prompt_logprobs(self) -> int | None:
+        """The same with each token of the prompt."""
+        return None
 
     def sampling(self, max_tokens: int, choice: int) -> SamplingParams:
         """Parameters of the ``choice``-th answer to one prompt."""
@@ -86,4 +124,10 @@ class GenerationRequest(Part):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
             logprobs=self.wanted_logprobs,
+            min_tokens=self.min_tokens or 0,
+            logit_bias=tuple(sorted((int(i), bias) for i, bias in (self.logit_bias or {}).items())),
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            prompt_logprobs=self.wanted_prompt_logprobs,
         )

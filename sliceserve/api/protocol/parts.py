@@ -18,6 +18,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from sliceserve.configs.sampling import MAX_BIASES
+
+# More than any vocabulary has, and few enough for every number on the way.
+_MAX_TOKEN_IDS = 1 << 31
+
 
 def neutral(*values: Any) -> AfterValidator:
     """Accept only what changes nothing."""
@@ -90,7 +95,21 @@ def missing(field: str) -> ValidationError:
 
 Text = Annotated[str, AfterValidator(_expect_unicode)]
 Json = Annotated[dict[str, Any], AfterValidator(_expect_json)]
-TokenId = Annotated[int, Field(ge=0)]
+
+
+def _expect_token_ids(biases: dict[str, float]) -> dict[str, float]:
+    for token_id in biases:
+        if not (token_id.isascii() and token_id.isdecimal() and int(token_id) < _MAX_TOKEN_IDS):
+            raise ValueError(f"the keys are token ids, got {token_id!r}")
+    return biases
+
+
+TokenId = Annotated[int, Field(ge=0, lt=_MAX_TOKEN_IDS)]
+Biases = Annotated[
+    dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]],
+    Field(max_length=MAX_BIASES),
+    AfterValidator(_expect_token_ids),
+]
 StopString = Annotated[Text, Field(min_length=1)]
 
 
