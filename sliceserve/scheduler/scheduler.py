@@ -9,6 +9,7 @@ from sliceserve.scheduler.blocks import BlockManager
 from sliceserve.scheduler.budget import StepBudget
 from sliceserve.scheduler.errors import RequestRefused, SchedulerError
 from sliceserve.scheduler.packets import PacketStore
+from sliceserve.scheduler.places import check_places
 from sliceserve.scheduler.plan import (
     FinishReason,
     PromptLogprob,
@@ -366,38 +367,12 @@ class Scheduler:
     def check(self) -> None:
         """Raise SchedulerError unless every request is in its one place, holds the blocks that it
         needs, and every count is right. Looks at everything: for tests and idle moments."""
-        policy = self._queues.policy
-        for request in self._requests.values():
-            places = {
-                "a step": request.request_id in self._step.chosen,
-                "decodes": request in policy.decodes,
-                "prefills": request in policy.prefills,
-                "waiting": request in policy.waiting,
-            }
-            found = [place for place, holds in places.items() if holds]
-            expected = "decodes" if request.num_pending == 1 else "prefills"
-            if not request.holds_blocks:
-                expected = "waiting"
-            if places["a step"]:
-                expected = "a step"
-            if found != ([expected] if request.num_pending else []):
-                raise SchedulerError(
-                    f"request {request.request_id} with {request.num_pending} pending tokens is "
-                    f"in {found}, expected {expected}"
-                )
-            num_held = len(request.block_tables[-1]) if request.holds_blocks else 0
-            if request.num_computed > num_held * self.blocks.block_size:
-                raise SchedulerError(f"request {request.request_id} lacks blocks for its KV")
-            if request.queue is not None and request not in request.queue:
-                raise SchedulerError(f"request {request.request_id} is not where it says")
-        num_placed = self._queues.num_running + len(policy.waiting) + len(self._step.chosen)
-        if num_placed != sum(r.num_pending > 0 for r in self._requests.values()):
-            raise SchedulerError("a request that is gone is still in a queue")
         requests = self._requests.values()
+        check_places(requests, self._queues, self._step, self.blocks.block_size)
         self._admission.check(requests)
         self._packets.check([r for r in requests if not self._admission.is_waiting(r)])
-        policy.check(self._requests)
-        self.blocks.check(self._requests.values())
+        self._queues.policy.check(self._requests)
+        self.blocks.check(requests)
 
 
 _entry_layer = attrgetter("entry_layer")
