@@ -157,7 +157,7 @@ class _Template:
                 "chat_template",
             )
         try:
-            source = source or backend.tokenizer.chat_template(with_tools)
+            source = source or backend.chat.template or backend.tokenizer.chat_template(with_tools)
         except ModelError as error:
             raise invalid(str(error), "messages") from error
         name = backend.chat.tool_call_parser

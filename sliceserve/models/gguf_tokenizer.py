@@ -85,8 +85,18 @@ def tokenizer_files(fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if (token_id := fields.get(f"{ggml_name}_token_id")) is not None:
             config[f"{name}_token"] = tokens[token_id]
     if "chat_template" in fields:
-        config["chat_template"] = fields["chat_template"]
+        config["chat_template"] = _chat_templates(fields)
     return tokenizer.to_str(), config
+
+
+def _chat_templates(fields: Mapping[str, Any]) -> str | list[dict[str, str]]:
+    """The chat template, or several by name, as tokenizer_config.json lists them."""
+    prefix = "chat_template."
+    named = {key.removeprefix(prefix): fields[key] for key in fields if key.startswith(prefix)}
+    if not named:
+        return fields["chat_template"]
+    named["default"] = fields["chat_template"]
+    return [{"name": name, "template": template} for name, template in named.items()]
 
 
 def _build(scheme: _Scheme, fields: Mapping[str, Any]) -> Tokenizer:

@@ -227,6 +227,14 @@ def test_the_tokenizer_comes_along(tmp_path):
     assert tokenizer.decode([0, the, 1], skip_special_tokens=False) == "<|start|> the<|end|>"
 
 
+def test_chat_templates_by_name_come_along(tmp_path):
+    named = {"tokenizer.chat_template.tool_use": "{{ tools[0] }}"}
+    path = write_gguf(tmp_path / "model.gguf", make_model("llama"), "llama", extra=named)
+    tokenizer = Tokenizer.load(convert_gguf(path))
+    assert tokenizer.chat_template() == TEMPLATE
+    assert tokenizer.chat_template(with_tools=True) == "{{ tools[0] }}"
+
+
 def words(pre: str, text: str) -> list[str]:
     tokenizer = tokenizer_of(pre)
     return [text[slice(*span)] for _, span in tokenizer.pre_tokenizer.pre_tokenize_str(text)]

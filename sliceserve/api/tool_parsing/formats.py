@@ -13,7 +13,8 @@ class ToolFormat:
 
     ``marker`` says that a call, or a list of them, follows; ``end`` comes after it. Without a list,
     several calls stand between markers of their own, or are parted by one of ``separators``. With
-    ``bare`` an answer that begins with such an object is a call without a marker.
+    ``bare`` an answer that begins with such an object is a call without a marker. A template that
+    has one of ``signs`` in it is for models that write so.
 
     The model's own layout of several calls is ``first``, then each call between ``before`` and
     ``after``, with ``between`` from one to the next, then ``last``.
@@ -21,6 +22,7 @@ class ToolFormat:
     """
 
     marker: str
+    signs: tuple[str, ...]
     end: str = ""
     separators: tuple[str, ...] = ()
     bare: bool = False
@@ -50,6 +52,7 @@ class ToolFormat:
 FORMATS = {
     "hermes": ToolFormat(
         marker="<tool_call>",
+        signs=("<tool_call>",),
         end="</tool_call>",
         before="<tool_call>\n",
         after="\n</tool_call>",
@@ -57,6 +60,7 @@ FORMATS = {
     ),
     "llama3_json": ToolFormat(
         marker="<|python_tag|>",
+        signs=("<|python_tag|>", '"parameters": \''),
         separators=(";", ","),
         bare=True,
         arguments="parameters",
@@ -64,6 +68,7 @@ FORMATS = {
     ),
     "mistral": ToolFormat(
         marker="[TOOL_CALLS]",
+        signs=("[TOOL_CALLS]",),
         first="[TOOL_CALLS] [",
         between=", ",
         last="]",
@@ -75,5 +80,5 @@ FORMATS = {
 def format_of_template(source: str) -> ToolFormat:
     """What a chat template shows of its model's way; hermes, the most usual one, where it shows
     nothing."""
-    shown = (form for form in FORMATS.values() if form.marker in source)
+    shown = (form for form in FORMATS.values() if any(sign in source for sign in form.signs))
     return next(shown, FORMATS["hermes"])
