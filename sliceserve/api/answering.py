@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from sliceserve.api.backend import Backend
 from sliceserve.api.errors import ApiError, as_api_error, invalid
-from sliceserve.api.gate import tenant_of
+from sliceserve.api.gate import account_of
+from sliceserve.api.limits import Account
 from sliceserve.api.metrics import Metrics, RequestTimer
 from sliceserve.api.protocol import GenerationRequest
 from sliceserve.api.replies import PromptTokensDetails, Usage, as_json
@@ -56,6 +57,7 @@ class Job:
     each so far, ``num_cached`` how much of its prompt was in a prefix cache, once that is known."""
 
     request: GenerationRequest
+    account: Account
     caller: Caller
     answers: list[Answer]
     num_prompt_tokens: int
@@ -90,8 +92,12 @@ def plan_job(
     guide: str | None = None,
     shows_special_tokens: bool = False,
 ) -> Job:
-    """Check prompts (token ids) against the model's limits. ``guide`` is a grammar that answers
-    follow for more than the request's own wish. Raises ApiError."""
+    """Check prompts (token ids) against the limits of the model and of who asks, and charge them.
+    ``guide`` is a grammar that answers follow for more than the request's own wish. Raises
+    ApiError."""
+    account = account_of(http)
+    account.expect_model(request.model)
+    account.expect_cut(0)
     max_model_len = backend.expect_generator().max_model_len
     if len(prompts) * request.num_choices > MAX_ANSWERS:
         raise invalid(f"at most {MAX_ANSWERS} answers can be asked for at once", "n")
@@ -104,9 +110,11 @@ def plan_job(
             if guide is not None:
                 sampling = replace(sampling, guide=guide)
             answers.append(Answer(prompt, sampling))
-    caller = Caller(tenant_of(http), request.priority)
+    num_prompt_tokens = sum(map(len, prompts))
+    account.admit(num_prompt_tokens)
+    caller = Caller(account.name, account.priority(request.priority))
     shows_special_tokens = shows_special_tokens or not request.skip_special_tokens
-    return Job(request, caller, answers, sum(map(len, prompts)), shows_special_tokens)
+    return Job(request, account, caller, answers, num_prompt_tokens, shows_special_tokens)
 
 
 async def answer(
@@ -165,7 +173,9 @@ async def _generate(job: Job, backend: Backend, metrics: Metrics) -> Chunks:
             elif isinstance(news, Exception):
                 raise news
             else:
-                job.num_sampled[index] += news.token is not None
+                num_tokens = int(news.token is not None)
+                job.num_sampled[index] += num_tokens
+                job.account.spend(num_tokens)
                 job.num_cached[index] = news.num_cached
                 yield index, news
     finally:

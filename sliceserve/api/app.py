@@ -1,7 +1,6 @@
 """The HTTP application: the same for a server and for a gateway on the device."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
@@ -13,8 +12,9 @@ from sliceserve.api.backend import Backend
 from sliceserve.api.chat import create_chat_completion
 from sliceserve.api.completions import create_completion
 from sliceserve.api.errors import install_error_handlers
-from sliceserve.api.gate import Gate
+from sliceserve.api.gate import Gate, account_of
 from sliceserve.api.lifecycle import Lifecycle
+from sliceserve.api.limits import Accounts
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.models import ModelCards
 from sliceserve.api.protocol import (
@@ -28,7 +28,7 @@ from sliceserve.api.replies import Version, as_json
 from sliceserve.api.responses import create_response
 from sliceserve.api.split import SplitEndpoint, SplitLimits
 from sliceserve.api.tokenization import detokenize, tokenize
-from sliceserve.configs import DEFAULT_TENANT
+from sliceserve.configs import Keyring
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.messages import EngineStats
 
@@ -41,25 +41,26 @@ _FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 def create_app(
     backend: Backend,
     *,
-    api_keys: Mapping[str, str] | None = None,
+    accounts: Accounts | None = None,
     lifecycle: Lifecycle | None = None,
     split_limits: SplitLimits | None = None,
     max_metric_tenants: int = 20,
 ) -> FastAPI:
-    """Routes over ``backend``. ``api_keys`` are keys and the tenants that they stand for; with none
-    everybody may enter. ``lifecycle`` is how whoever runs the app drains it. Of the tenants the
-    first ``max_metric_tenants`` are told apart in /metrics.
+    """Routes over ``backend``. ``accounts`` are who may enter; without them, everybody.
+    ``lifecycle`` is how whoever runs the app drains it. Of the tenants the first
+    ``max_metric_tenants`` are told apart in /metrics.
 
     Call it on the event loop that will run the app.
     """
     lifecycle = lifecycle or Lifecycle()
-    tenants = list(dict.fromkeys((DEFAULT_TENANT, *(api_keys or {}).values())))
-    metrics = Metrics(tenants[:max_metric_tenants], serves_split=backend.engine is not None)
+    accounts = accounts or Accounts(Keyring())
+    tenants = accounts.names[:max_metric_tenants]
+    metrics = Metrics(tenants, serves_split=backend.engine is not None)
     app = FastAPI(title="SliceServe", version=__version__, redirect_slashes=False)
     # Where `ErrorResponse` finds them.
     app.state.metrics = metrics
     install_error_handlers(app)
-    app.add_middleware(Gate, api_keys=api_keys or {}, lifecycle=lifecycle)
+    app.add_middleware(Gate, accounts=accounts, lifecycle=lifecycle)
     _add_openai_routes(app, backend, metrics)
     _add_tokenizer_routes(app, backend)
     _add_status_routes(app, backend, lifecycle, metrics)
@@ -145,8 +146,8 @@ def _add_status_routes(
 
 def _add_split_routes(app: FastAPI, split: SplitEndpoint) -> None:
     @app.get("/v1/split/info")
-    async def split_info() -> dict[str, Any]:
-        return split.describe()
+    async def split_info(http: Request) -> dict[str, Any]:
+        return split.describe(account_of(http))
 
     @app.get("/v1/split/profiles/{digest}", response_model=None)
     async def split_profile(digest: str) -> Response:

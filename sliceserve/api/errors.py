@@ -1,6 +1,7 @@
 """Every error of the HTTP API, in OpenAI's shape: {"error": {message, type, param, code}}."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ _STATUS_OF_CODE = {
     "invalid_request": 400,
     "context_length_exceeded": 400,
     "overloaded": 429,
+    "rate_limit_exceeded": 429,
+    "too_many_sessions": 429,
+    "model_not_allowed": 403,
+    "cut_not_allowed": 403,
     "draining": 503,
     "server_unreachable": 503,
     "closed": 503,
@@ -28,6 +33,7 @@ _STATUS_OF_CODE = {
 }
 _TYPE_OF_STATUS = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
@@ -37,7 +43,7 @@ _RETRY_AFTER_S = 1.0
 
 class ApiError(HTTPException):
     """An answer other than the one hoped for. ``code`` is for programs; ``param`` names the field
-    at fault; ``retry_after_s`` is sent as a whole number of seconds, at least 1."""
+    at fault; ``retry_after_s`` is sent as a whole number of seconds, rounded up."""
 
     def __init__(
         self,
@@ -51,12 +57,13 @@ class ApiError(HTTPException):
         if retry_after_s is None and status in (429, 503):
             retry_after_s = _RETRY_AFTER_S
         if retry_after_s is not None:
-            headers["Retry-After"] = str(max(1, round(retry_after_s)))
+            headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         super().__init__(status, message, headers)
         self.code = code
         self.param = param
+        self.retry_after_s = retry_after_s
 
     @property
     def body(self) -> dict[str, Any]:

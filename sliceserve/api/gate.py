@@ -1,15 +1,12 @@
 """What every request for the model passes first: keys, the size of its body, the server's mood."""
 
-import hmac
-from collections.abc import Mapping
-
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sliceserve.api.errors import ApiError
 from sliceserve.api.lifecycle import Lifecycle
-from sliceserve.configs import DEFAULT_TENANT
+from sliceserve.api.limits import Account, Accounts
 
 MAX_BODY_BYTES = 16 << 20
 # vLLM's endpoints that are not under /v1, but have as much work to do.
@@ -21,13 +18,13 @@ class Gate:
     at them, WebSockets included (they get an HTTP answer instead of an upgrade), and counts those
     that are live.
 
-    ``api_keys`` are keys and their tenants; `tenant_of` tells a route whose request it has. With no
-    keys everybody may enter. While draining, questions (GET) are still answered.
+    ``accounts`` know the keys; `account_of` tells a route whose request it has. While draining,
+    questions (GET) are still answered.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: Mapping[str, str], lifecycle: Lifecycle) -> None:
+    def __init__(self, app: ASGIApp, accounts: Accounts, lifecycle: Lifecycle) -> None:
         self._app = app
-        self._keys = [(key.encode(), tenant) for key, tenant in api_keys.items()]
+        self._accounts = accounts
         self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,8 +34,9 @@ class Gate:
         headers = Headers(scope=scope)
         is_work = scope["type"] == "http" and scope["method"] == "POST"
         try:
+            account = self._accounts.of_key(_key_in(headers))
             # A copy: servers may share one state between all requests.
-            scope["state"] = {**scope.get("state", {}), "tenant": self._tenant(headers)}
+            scope["state"] = {**scope.get("state", {}), "account": account}
             if is_work or scope["type"] == "websocket":
                 self._lifecycle.expect_serving()
             if is_work:
@@ -50,34 +48,40 @@ class Gate:
             await self._app(scope, receive, send)
             return
         with self._lifecycle.work():
-            await self._app(scope, _measured(receive), send)
+            await self._app(scope, _measured(receive), _telling(account, send))
 
-    def _tenant(self, headers: Headers) -> str:
-        """Whose key this is. Raises ApiError 401 for none that is known."""
-        if not self._keys:
-            return DEFAULT_TENANT
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = key.strip().encode("latin-1")
-        # Every key is compared, so that the time taken says nothing about which one came close.
-        matches = [tenant for known, tenant in self._keys if hmac.compare_digest(given, known)]
-        if scheme.lower() != "bearer" or not matches:
-            problem = "Incorrect API key provided" if given else "You didn't provide an API key"
-            raise ApiError(
-                401,
-                f"{problem}; send it as 'Authorization: Bearer KEY'",
-                "invalid_api_key",
-            )
-        return matches[0]
+
+def account_of(connection: HTTPConnection) -> Account:
+    """Of the tenant whose key let this request or WebSocket through the gate."""
+    account: Account = connection.state.account
+    return account
+
+
+def tenant_of(connection: HTTPConnection) -> str:
+    """The name of that tenant."""
+    return account_of(connection).name
 
 
 def _is_guarded(path: str) -> bool:
     return path.startswith("/v1/") or path in _GUARDED
 
 
-def tenant_of(connection: HTTPConnection) -> str:
-    """The tenant whose key let this request or WebSocket through the gate."""
-    tenant: str = connection.state.tenant
-    return tenant
+def _key_in(headers: Headers) -> str | None:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _telling(account: Account, send: Send) -> Send:
+    """Say in the answer's headers what is left of the tenant's limits."""
+
+    async def telling(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in account.headers().items():
+                headers[name] = value
+        await send(message)
+
+    return telling
 
 
 def _measured(receive: Receive) -> Receive:

@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 from sliceserve.api.backend import Backend
 from sliceserve.api.hosting import serve
+from sliceserve.api.limits import Accounts
 from sliceserve.api.listening import ServerError, bind
-from sliceserve.api.shutdown import Interrupted, Shutdown
+from sliceserve.api.shutdown import Interrupted, Shutdown, on_hangup
 from sliceserve.client.errors import SplitError
 from sliceserve.client.sdk import AsyncSplitLLM
-from sliceserve.configs import DEFAULT_TENANT, GatewayConfig
+from sliceserve.configs import GatewayConfig
+from sliceserve.configs.key_file import with_key_file
 from sliceserve.models.chat_template import with_template_read
 from sliceserve.models.errors import ModelError
 
@@ -17,10 +19,13 @@ async def run_gateway(
     config: GatewayConfig, ready: Callable[[str], None] = lambda url: None
 ) -> None:
     """Offer the OpenAI routes on the device, with a split client behind them. Otherwise as
-    `run_server`."""
+    `run_server`. Raises ConfigError for a file of keys that cannot be used."""
+    accounts = Accounts(with_key_file(config).keyring)
     with Shutdown.on_signals() as shutdown, bind(config.host, config.port) as sock:
         llm = AsyncSplitLLM(config=config)
         try:
+            if config.api_keys_file is not None:
+                on_hangup(lambda: accounts.update(with_key_file(config).keyring))
             await shutdown.guard(llm.start())
             backend = Backend(
                 models=(config.served_model_name or llm.generator.welcome.model,),
@@ -38,7 +43,7 @@ async def run_gateway(
                 shutdown,
                 llm.close,
                 ready,
-                api_keys=dict.fromkeys(config.api_keys, DEFAULT_TENANT),
+                accounts=accounts,
                 drain_timeout_s=config.drain_timeout_s,
             )
         except Interrupted:

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 import uvicorn
 
 from sliceserve.api.app import create_app
 from sliceserve.api.backend import Backend
 from sliceserve.api.lifecycle import Lifecycle
+from sliceserve.api.limits import Accounts
 from sliceserve.api.listening import ServerError, cannot_listen, url_of
 from sliceserve.api.shutdown import Shutdown
 from sliceserve.api.split import SplitLimits
@@ -27,15 +28,15 @@ async def serve(
     close: Callable[[], Awaitable[None]],
     ready: Callable[[str], None],
     *,
-    api_keys: Mapping[str, str],
+    accounts: Accounts | None = None,
     drain_timeout_s: float,
     split_limits: SplitLimits | None = None,
 ) -> None:
-    """Serve until a signal, then drain. ``api_keys`` as in `create_app`. ``ready`` is called
+    """Serve until a signal, then drain. ``accounts`` as in `create_app`. ``ready`` is called
     with the URL once requests are answered; ``close`` ends the backend when live requests are done
     or out of time. Raises ServerError when the engine dies."""
     lifecycle = Lifecycle()
-    app = create_app(backend, api_keys=api_keys, lifecycle=lifecycle, split_limits=split_limits)
+    app = create_app(backend, accounts=accounts, lifecycle=lifecycle, split_limits=split_limits)
     url = url_of(sock)
     address = sock.getsockname()
     server = _Server(_uvicorn_config(app), lambda: ready(url))

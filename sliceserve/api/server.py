@@ -7,18 +7,18 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any, NoReturn
 
 from prometheus_client.multiprocess import mark_process_dead
 
 from sliceserve.api.listening import ServerError, bind, url_of
-from sliceserve.api.shutdown import Interrupted, Shutdown
+from sliceserve.api.shutdown import Interrupted, Shutdown, on_hangup
 from sliceserve.api.supervisor import Supervisor
-from sliceserve.api.worker_process import WorkerProcess
+from sliceserve.api.worker_process import Admit, WorkerProcess
 from sliceserve.configs import ServerConfig
+from sliceserve.configs.key_file import with_key_file
 from sliceserve.engine.client import EngineClient, EngineDead, watch
-from sliceserve.engine.messages import EngineFailed, PeerGone
+from sliceserve.engine.messages import EngineFailed, EngineInfo, PeerGone
 from sliceserve.engine.process import EngineProcess
 
 # For workers that keep to the time to say their last words, before they are hurried.
@@ -35,31 +35,32 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     uvloop.run(main)
 
 
-def _ignore(_: str) -> None:
-    pass
-
-
 async def run_server(
     config: ServerConfig,
-    ready: Callable[[str], None] = _ignore,
-    tell: Callable[[str], None] = _ignore,
+    ready: Callable[[str, EngineInfo], None] = lambda url, info: None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> None:
     """Serve a model until SIGINT or SIGTERM; then let live requests finish, for
     ``drain_timeout_s`` at most. A second signal ends them at once.
 
-    ``ready`` is called with the URL when all workers answer requests, ``tell`` before that with
-    sentences about what takes long. Needs the main thread. Raises ServerError.
+    ``ready`` is called with the URL and what the engine serves when all workers answer requests,
+    ``tell`` before that with sentences about what takes long. At SIGHUP the file of keys is read
+    again. Needs the main thread. Raises ServerError, and ConfigError for a file of keys that cannot
+    be used.
     """
+    admitting = with_key_file(config)
     with (
         Shutdown.on_signals() as shutdown,
         bind(config.host, config.port) as sock,
-        tempfile.TemporaryDirectory(prefix="sliceserve-") as counts,
+        tempfile.TemporaryDirectory(prefix="sliceserve-") as shared,
     ):
-        engine = EngineProcess(config.engine_for_tenants, tell)
-        workers = _workers_of(engine, config, sock, counts)
+        engine = EngineProcess(admitting.engine_for_tenants, tell)
+        workers = _Workers(engine, admitting, sock, shared)
+        if config.api_keys_file is not None:
+            on_hangup(lambda: workers.admit(with_key_file(config)))
         try:
             await shutdown.guard(start(engine, workers))
-            ready(url_of(sock))
+            ready(url_of(sock), engine.info)
             await until_stopped(engine, workers, shutdown, config.drain_timeout_s)
         except Interrupted:
             return
@@ -68,18 +69,32 @@ async def run_server(
             await engine.stop()
 
 
-def _workers_of(
-    engine: EngineProcess, config: ServerConfig, sock: socket.socket, counts: str
-) -> Supervisor[WorkerProcess]:
-    """``counts`` is the folder in which workers count for /metrics."""
+class _Workers(Supervisor[WorkerProcess]):
+    """The workers of a server. ``shared`` is the folder in which they count together."""
 
-    def bury(worker: WorkerProcess) -> None:
-        mark_process_dead(worker.pid, counts)
+    def __init__(
+        self, engine: EngineProcess, config: ServerConfig, sock: socket.socket, shared: str
+    ) -> None:
+        super().__init__(config.api_workers, self._spawn_one, self._bury)
+        self._engine = engine
+        self._config = config
+        self._sock = sock
+        self._shared = shared
+
+    def admit(self, config: ServerConfig) -> None:
+        """Let those in from now on whom ``config`` knows."""
+        self._config = config
+        self.order(Admit(config.keyring))
+
+    async def _spawn_one(self) -> WorkerProcess:
+        return await WorkerProcess.spawn(
+            self._config, self._engine.address, self._sock, self._shared
+        )
+
+    def _bury(self, worker: WorkerProcess) -> None:
+        mark_process_dead(worker.pid, self._shared)
         with contextlib.suppress(EngineDead):
-            engine.send(PeerGone(worker.peer))
-
-    spawn = partial(WorkerProcess.spawn, config, engine.address, sock, counts)
-    return Supervisor(config.api_workers, spawn, bury)
+            self._engine.send(PeerGone(worker.peer))
 
 
 async def start(engine: EngineClient, workers: Supervisor[Any]) -> None:

@@ -1,14 +1,34 @@
-"""SIGINT and SIGTERM as events of an event loop."""
+"""Signals as events of an event loop: SIGINT and SIGTERM, and SIGHUP."""
 
 import asyncio
 import contextlib
+import logging
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
+
+from sliceserve.configs.loading import ConfigError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def on_hangup(reload: Callable[[], None]) -> None:
+    """Call ``reload`` at each SIGHUP from now on, for as long as the running event loop lives. What
+    it raises as ConfigError is logged, and changes nothing."""
+
+    def received() -> None:
+        try:
+            reload()
+        except ConfigError as error:
+            logger.error("nothing was changed at SIGHUP: %s", error)
+        else:
+            logger.warning("keys and tenants were read again")
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, received)
 
 
 class Interrupted(Exception):

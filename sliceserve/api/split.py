@@ -1,6 +1,7 @@
 """WebSocket /v1/split: where split clients come in."""
 
 import asyncio
+import contextlib
 import re
 import secrets
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sliceserve.api.errors import ApiError, invalid
+from sliceserve.api.gate import account_of
 from sliceserve.api.lifecycle import Lifecycle
+from sliceserve.api.limits import Account
 from sliceserve.api.metrics import Metrics
-from sliceserve.api.split_session import Ending, Session, receive, refuse
+from sliceserve.api.split_session import Ending, Session, in_wire_words, receive, refuse
 from sliceserve.engine.client import EngineClient
 from sliceserve.engine.messages import EngineInfo
 from sliceserve.engine.profiles import profile_store
@@ -69,6 +72,7 @@ class SplitEndpoint:
         self._limits = limits or SplitLimits()
         self._profiles = profile_store()
         self._sessions: dict[str, Session] = {}
+        self._places: dict[str, contextlib.ExitStack] = {}
         self._running: set[asyncio.Task[None]] = set()
         for cut in engine.info.cuts:
             # None is open yet, which is something to know.
@@ -76,20 +80,12 @@ class SplitEndpoint:
         lifecycle.on_drain(self._announce_drain)
         lifecycle.on_end(self._leave)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, account: Account) -> dict[str, Any]:
         """What a client may want to know before it loads a head (GET /v1/split/info)."""
-        info = self._engine.info
-        return {
-            "model": self._model,
-            "fingerprint": info.fingerprint,
-            "protocol": PROTOCOL_VERSION,
-            "num_layers": info.num_layers,
-            "cuts": info.cuts,
-            "codecs": info.codecs,
-            "profiles": [msgspec.structs.asdict(profile) for profile in info.profiles],
-            "thin": info.thin,
-            "max_model_len": info.max_model_len,
-        }
+        description = describe(self._model, self._engine.info)
+        description["cuts"] = [cut for cut in description["cuts"] if account.may_enter(cut)]
+        description["thin"] = description["thin"] and account.may_enter(0)
+        return description
 
     def profile_path(self, digest: str) -> Path:
         """The file of a profile that a Welcome may name. Raises ApiError for any other."""
@@ -110,14 +106,37 @@ class SplitEndpoint:
             await websocket.send_denial_response(error.response())
             return
         await websocket.accept(SUBPROTOCOL)
+        account = account_of(websocket)
         try:
-            welcome = await self._greet(websocket)
+            welcome = await self._greet(websocket, account)
+            place = self._place(welcome.resume_token, account)
         except WebSocketDisconnect:
             return
         except ProtocolError as refused:
             words = Error(code=refused.code, message=refused.message)
             await refuse(websocket, Ending(CloseCode.PROTOCOL_ERROR, words), self._metrics)
             return
+        except ApiError as refused:
+            words = in_wire_words(refused)
+            await refuse(websocket, Ending(CloseCode.POLICY_VIOLATION, words))
+            return
+        with place:
+            await self._host(websocket, welcome)
+
+    def _place(self, token: str, account: Account) -> contextlib.ExitStack:
+        """A place among the tenant's sessions, to be left by closing it. Raises ApiError if there
+        is none."""
+        if (older := self._places.get(token)) is not None:
+            # Its line is dead, and nobody has noticed yet.
+            place = older.pop_all()
+        else:
+            place = contextlib.ExitStack()
+            place.enter_context(account.session())
+            place.callback(self._places.pop, token)
+        self._places[token] = place
+        return place
+
+    async def _host(self, websocket: WebSocket, welcome: Welcome) -> None:
         session = Session(
             websocket,
             welcome,
@@ -146,7 +165,7 @@ class SplitEndpoint:
             if self._sessions.get(token) is session:
                 del self._sessions[token]
 
-    async def _greet(self, websocket: WebSocket) -> Welcome:
+    async def _greet(self, websocket: WebSocket, account: Account) -> Welcome:
         limits = self._limits
         try:
             hello = await asyncio.wait_for(
@@ -169,7 +188,8 @@ class SplitEndpoint:
             raise ProtocolError(
                 "invalid_resume_token", "a resume token must be one that a Welcome has given"
             )
-        cut = _choose_cut(hello, info)
+        account.expect_model(self._model)
+        cut = _choose_cut(hello, info, account)
         return Welcome(
             protocol=hello.protocol,
             cut=cut,
@@ -197,6 +217,21 @@ class SplitEndpoint:
             await asyncio.wait(self._running)
 
 
+def describe(model: str, info: EngineInfo) -> dict[str, Any]:
+    """What an engine offers to split clients, under the name ``model``."""
+    return {
+        "model": model,
+        "fingerprint": info.fingerprint,
+        "protocol": PROTOCOL_VERSION,
+        "num_layers": info.num_layers,
+        "cuts": info.cuts,
+        "codecs": info.codecs,
+        "profiles": [msgspec.structs.asdict(profile) for profile in info.profiles],
+        "thin": info.thin,
+        "max_model_len": info.max_model_len,
+    }
+
+
 def _expect_same_model(hello: Hello, info: EngineInfo) -> None:
     if not OLDEST_VERSION <= hello.protocol <= PROTOCOL_VERSION:
         raise ProtocolError(
@@ -213,14 +248,21 @@ def _expect_same_model(hello: Hello, info: EngineInfo) -> None:
         )
 
 
-def _choose_cut(hello: Hello, info: EngineInfo) -> int:
+def _choose_cut(hello: Hello, info: EngineInfo, account: Account) -> int:
+    """Raises ApiError for one that the tenant may not have."""
     offered = ", ".join(map(str, info.cuts)) or "none"
     if not info.cuts or (hello.cut is not None and hello.cut not in info.cuts):
         wanted = "any layer" if hello.cut is None else f"layer {hello.cut}"
         raise ProtocolError(
             "cut_not_offered", f"rows cannot enter at {wanted}; the cuts offered are {offered}"
         )
-    return info.cuts[len(info.cuts) // 2] if hello.cut is None else hello.cut
+    if hello.cut is None:
+        allowed = [cut for cut in info.cuts if account.may_enter(cut)] or info.cuts
+        cut = allowed[len(allowed) // 2]
+    else:
+        cut = hello.cut
+    account.expect_cut(cut)
+    return cut
 
 
 def _choose_profile(hello: Hello, cut: int, info: EngineInfo) -> str | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from sliceserve.api.gate import tenant_of
+from sliceserve.api.errors import ApiError
+from sliceserve.api.gate import account_of
 from sliceserve.api.lifecycle import Lifecycle
 from sliceserve.api.metrics import Metrics, RequestTimer
 from sliceserve.api.split_request import SplitRequest
@@ -85,6 +86,11 @@ async def refuse(websocket: WebSocket, ending: Ending, metrics: Metrics) -> None
 
 def count_error(metrics: Metrics, error: Error) -> None:
     metrics.count_error("split", error.code, error.code in ("overloaded", "draining"))
+
+
+def in_wire_words(refused: ApiError) -> Error:
+    """What HTTP would have answered, as a message that ends the connection."""
+    return Error(code=refused.code, message=refused.detail, retry_after_s=refused.retry_after_s)
 
 
 class Session:
@@ -259,6 +265,12 @@ class Session:
             )
             return
         self._expect_short_prefix(message)
+        account = account_of(self._websocket)
+        try:
+            account.admit(message.num_prompt, resumed=bool(message.outputs))
+        except ApiError as refused:
+            self._fail(request_id, refused.code, refused.detail, refused.retry_after_s)
+            return
         if (older := self._relays.pop(request_id, None)) is not None:
             older.cancel()
         timer = RequestTimer(
@@ -276,7 +288,7 @@ class Session:
                 codec=engine_messages.packet_codec(self._welcome.codec, self._welcome.profile),
                 prefix=message.prefix,
                 tenant=self._tenant,
-                priority=message.priority,
+                priority=account.priority(message.priority),
                 may_queue=True,
             )
         )
@@ -324,9 +336,11 @@ class Session:
     async def _relay(self, request: SplitRequest, outputs: RequestStream) -> None:
         """Tell the client all news of one request."""
         finished = False
+        account = account_of(self._websocket)
         with self._lifecycle.work():
             async for output in outputs:
                 finished = output.finish_reason is not None
+                account.spend(len(output.tokens))
                 for message in request.translate(output):
                     self._num_untold += isinstance(message, Token)
                     self.tell(message)

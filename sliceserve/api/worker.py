@@ -17,11 +17,13 @@ import msgspec
 
 from sliceserve.api.backend import Backend
 from sliceserve.api.hosting import serve
+from sliceserve.api.limits import Accounts
 from sliceserve.api.listening import ServerError, inherit
 from sliceserve.api.server import run
+from sliceserve.api.shared_usage import SharedUsage
 from sliceserve.api.shutdown import Interrupted, Shutdown
 from sliceserve.api.split import SplitLimits
-from sliceserve.api.worker_process import End, Failed, Order, Ready, Report, WorkerSettings
+from sliceserve.api.worker_process import Admit, End, Failed, Order, Ready, Report, WorkerSettings
 from sliceserve.configs import ServerConfig
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.generation import ThinGenerator
@@ -64,8 +66,10 @@ def _allow_many_sockets() -> None:
 async def _serve(settings: WorkerSettings, orders: Iterable[bytes]) -> None:
     config = settings.config
     engine = RemoteEngine(settings.engine_address, settings.peer)
+    shared = Path(settings.shared)
+    accounts = Accounts(config.keyring, lambda tenant: SharedUsage(shared, tenant))
     with Shutdown.on_signals() as shutdown, inherit(settings.listener) as sock:
-        _obey(orders, shutdown, engine)
+        _obey(orders, shutdown, engine, accounts)
         try:
             backend = await shutdown.guard(_make_backend(config, engine))
             await serve(
@@ -74,7 +78,7 @@ async def _serve(settings: WorkerSettings, orders: Iterable[bytes]) -> None:
                 shutdown,
                 engine.stop,
                 lambda url: _say(Ready()),
-                api_keys=config.tenant_of_key,
+                accounts=accounts,
                 drain_timeout_s=config.drain_timeout_s,
                 split_limits=SplitLimits(
                     resume_timeout_s=config.engine.scheduler.detached_timeout_s
@@ -102,13 +106,18 @@ async def _make_backend(config: ServerConfig, engine: RemoteEngine) -> Backend:
     )
 
 
-def _obey(orders: Iterable[bytes], shutdown: Shutdown, engine: RemoteEngine) -> None:
+def _obey(
+    orders: Iterable[bytes], shutdown: Shutdown, engine: RemoteEngine, accounts: Accounts
+) -> None:
     """Follow orders from now on, on the running event loop. When they end, the server is dead."""
     loop = asyncio.get_running_loop()
 
     def follow(order: Order) -> None:
         if isinstance(order, EngineFailed):
             engine.fail(order.error)
+            return
+        if isinstance(order, Admit):
+            accounts.update(order.keyring)
             return
         shutdown.requested.set()
         if isinstance(order, End):

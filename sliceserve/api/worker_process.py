@@ -16,7 +16,7 @@ import sys
 import msgspec
 
 from sliceserve.api.listening import ServerError
-from sliceserve.configs import ServerConfig
+from sliceserve.configs import Keyring, ServerConfig
 from sliceserve.engine.messages import EngineFailed
 
 _numbers = itertools.count()
@@ -24,12 +24,13 @@ _numbers = itertools.count()
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``listener`` is the file descriptor of a socket that is bound; ``peer`` what the engine knows
-    the worker as."""
+    the worker as; ``shared`` the folder where workers count together."""
 
     config: ServerConfig
     engine_address: str
     peer: bytes
     listener: int
+    shared: str
 
 
 class Drain(msgspec.Struct, tag=True, frozen=True):
@@ -50,7 +51,13 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     error: str
 
 
-Order = Drain | End | EngineFailed
+class Admit(msgspec.Struct, tag=True, frozen=True):
+    """Let others in from now on."""
+
+    keyring: Keyring
+
+
+Order = Drain | End | Admit | EngineFailed
 Report = Ready | Failed
 
 
@@ -65,10 +72,10 @@ class WorkerProcess:
 
     @classmethod
     async def spawn(
-        cls, config: ServerConfig, engine_address: str, listener: socket.socket, counts: str
+        cls, config: ServerConfig, engine_address: str, listener: socket.socket, shared: str
     ) -> "WorkerProcess":
         """Start a worker that serves the engine at ``engine_address`` on ``listener``, and counts
-        for /metrics in the folder ``counts``, which it shares with others."""
+        for /metrics and for limits in the folder ``shared``, as others do."""
         # Never used again: the engine ignores what a dead one may still have to say.
         peer = b"api-%d" % next(_numbers)
         # A session of its own: Ctrl-C in the terminal is for the server, which ends its workers.
@@ -76,7 +83,7 @@ class WorkerProcess:
             sys.executable,
             "-m",
             "sliceserve.api.worker",
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": counts},
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": shared},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=[listener.fileno()],
@@ -89,6 +96,7 @@ class WorkerProcess:
                 engine_address=engine_address,
                 peer=peer,
                 listener=listener.fileno(),
+                shared=shared,
             )
         )
         return worker

@@ -1,7 +1,6 @@
 """`sliceserve serve`: the server."""
 
-import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +10,8 @@ from sliceserve.configs import ServerConfig
 
 if TYPE_CHECKING:
     from rich.status import Status
+
+    from sliceserve.engine.messages import EngineInfo
 
 
 @options.takes(ServerConfig)
@@ -31,11 +32,17 @@ def serve(
 async def _serve(settings: ServerConfig, json: bool, status: "Status") -> None:
     from sliceserve.api.server import run_server
 
-    announcements: list[asyncio.Task[None]] = []
-
-    def ready(url: str) -> None:
+    def ready(url: str, info: "EngineInfo") -> None:
         status.stop()
-        announcements.append(asyncio.create_task(_announce(url, settings, json)))
+        name = settings.served_model_name or info.model
+        if json:
+            import msgspec
+
+            from sliceserve.api.split import describe
+
+            typer.echo(msgspec.json.encode({"url": url, **describe(name, info)}))
+        else:
+            stderr.print(_in_words(url, name, info), markup=False, soft_wrap=True)
 
     def tell(sentence: str) -> None:
         status.update(f"{sentence} …")
@@ -43,29 +50,13 @@ async def _serve(settings: ServerConfig, json: bool, status: "Status") -> None:
     await run_server(settings, ready, tell)
 
 
-async def _announce(url: str, settings: ServerConfig, json: bool) -> None:
-    """Say what is served, as a client sees it."""
-    import httpx
-
-    key = next(iter(settings.tenant_of_key), None)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with httpx.AsyncClient(headers=headers, trust_env=False) as http:
-        info = (await http.get(f"{url}/v1/split/info")).raise_for_status().json()
-    if json:
-        import msgspec
-
-        typer.echo(msgspec.json.encode({"url": url, **info}))
-    else:
-        stderr.print(_in_words(url, info), markup=False, soft_wrap=True)
-
-
-def _in_words(url: str, info: dict[str, Any]) -> str:
-    cuts = [str(cut) for cut in info["cuts"]]
-    lines = [f"{info['model']} is served on {url} (Ctrl-C stops it)"]
-    if info["thin"]:
+def _in_words(url: str, name: str, info: "EngineInfo") -> str:
+    cuts = [str(cut) for cut in info.cuts]
+    lines = [f"{name} is served on {url} (Ctrl-C stops it)"]
+    if info.thin:
         lines.append(f"  any client     speaks OpenAI's API at {url}/v1")
     if cuts:
-        layers = f"{' or '.join(cuts)} of the {info['num_layers']} layers"
+        layers = f"{' or '.join(cuts)} of the {info.num_layers} layers"
         lines.append(f"  split clients  run the first {layers} themselves")
         middle = cuts[len(cuts) // 2]
         lines.append(f"  try it         sliceserve chat --server {url} --split {middle}")

@@ -6,14 +6,13 @@ from sliceserve.configs.engine import EngineConfig, SchedulerConfig
 from sliceserve.configs.model import DEFAULT_MODEL, CacheConfig, LayerConfig, ModelConfig
 from sliceserve.configs.sampling import SamplingParams
 from sliceserve.configs.serving import (
-    DEFAULT_TENANT,
     ClientConfig,
     GatewayConfig,
     HttpConfig,
     Patience,
     ServerConfig,
-    TenantConfig,
 )
+from sliceserve.configs.tenants import DEFAULT_TENANT, Keyring, TenantConfig
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -26,6 +25,7 @@ __all__ = [
     "EngineConfig",
     "GatewayConfig",
     "HttpConfig",
+    "Keyring",
     "LayerConfig",
     "ModelConfig",
     "Patience",

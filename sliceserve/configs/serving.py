@@ -1,6 +1,5 @@
 """Settings of the server around an engine, of a split client, and of a gateway."""
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from sliceserve.configs.chat import ChatConfig
@@ -8,39 +7,15 @@ from sliceserve.configs.codec import CodecConfig
 from sliceserve.configs.engine import EngineConfig
 from sliceserve.configs.model import ModelConfig
 from sliceserve.configs.settings import setting
+from sliceserve.configs.tenants import Keyring, TenantConfig
 from sliceserve.configs.validation import expect
-
-# Whose requests are, when no tenant's key came with them.
-DEFAULT_TENANT = "default"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TenantConfig:
-    """Clients on one account: whoever comes with one of ``api_keys``.
-
-    ``weight`` is its share of the server beside the other tenants', where the policy is fair share.
-    ``max_requests`` is how many of its requests may be admitted at once; None leaves it to the
-    server's own limit.
-    """
-
-    name: str
-    api_keys: tuple[str, ...] = setting((), secret=True)
-    weight: float = 1.0
-    max_requests: int | None = None
-
-    def __post_init__(self) -> None:
-        expect(bool(self.name), "name of a tenant", "a text", repr(self.name))
-        expect(all(self.api_keys), f"api_keys of tenant {self.name}", "not empty", "an empty one")
-        weight = self.weight
-        expect(0.001 <= weight <= 1000, "weight of a tenant", "0.001 to 1000", weight)
-        limit = self.max_requests
-        expect(limit is None or limit >= 1, "max_requests of a tenant", "at least 1", limit)
 
 
 # Without slots, which two bases of one class cannot both have.
 @dataclass(frozen=True, kw_only=True)
 class HttpConfig:
-    """An OpenAI endpoint: where it listens, whom it lets in, how it speaks, how it ends."""
+    """An OpenAI endpoint: where it listens, whom it lets in (`Keyring`), how it speaks, how it
+    ends."""
 
     chat: ChatConfig = field(default_factory=ChatConfig)
     host: str = setting(
@@ -54,6 +29,19 @@ class HttpConfig:
         flag="api-key",
         shown="all are let in",
         secret=True,
+    )
+    api_keys_file: str | None = setting(
+        None,
+        "YAML or JSON with more api_keys and tenants, read again at SIGHUP; see docs/operating.md.",
+        "Security",
+        shown="none",
+    )
+    tenants: tuple[TenantConfig, ...] = setting(
+        (),
+        "Clients with keys, shares and limits of their own, as a list in YAML; see "
+        "docs/operating.md.",
+        "Security",
+        shown="none",
     )
     served_model_name: str | None = setting(
         None, "The model's name in the API.", "Network", shown="the model's own"
@@ -70,24 +58,19 @@ class HttpConfig:
         expect(0 <= self.port <= 65535, "port", "0 to 65535", self.port)
         drain = self.drain_timeout_s
         expect(drain >= 0, "drain_timeout_s", "0 seconds or more", drain)
+        _ = self.keyring
+
+    @property
+    def keyring(self) -> Keyring:
+        """Whom the endpoint lets in, but for those that are named in the file."""
+        return Keyring(api_keys=self.api_keys, tenants=self.tenants)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig(HttpConfig):
-    """`sliceserve serve`: an engine, and the endpoint before it.
-
-    ``tenants`` are told apart by their keys. ``api_keys`` are those of the tenant "default", which
-    need not be among them. Without any key everybody may enter, and is "default".
-    """
+    """`sliceserve serve`: an engine, and the endpoint before it."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
-    tenants: tuple[TenantConfig, ...] = setting(
-        (),
-        "Clients with keys, shares and limits of their own, as a list in YAML; see "
-        "docs/operating.md.",
-        "Security",
-        shown="none",
-    )
     api_workers: int = setting(
         1, "Processes that hold the clients' connections; more where one is always busy.", "Network"
     )
@@ -95,19 +78,6 @@ class ServerConfig(HttpConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         expect(self.api_workers >= 1, "api_workers", "at least 1", self.api_workers)
-        names = Counter(tenant.name for tenant in self.tenants)
-        twice = [name for name, count in names.items() if count > 1]
-        expect(not twice, "names of tenants", "different", f"{', '.join(twice)} twice")
-        keyless = [t.name for t in self.tenants if not t.api_keys and t.name != DEFAULT_TENANT]
-        expect(not keyless, "tenants", "given api_keys", f"none for {', '.join(keyless)}")
-        keys = Counter([*self.api_keys, *(key for t in self.tenants for key in t.api_keys)])
-        expect(all(n == 1 for n in keys.values()), "api_keys", "different", "one of them twice")
-
-    @property
-    def tenant_of_key(self) -> dict[str, str]:
-        """The name of the tenant that each key stands for; empty lets everybody in."""
-        tenants = {key: tenant.name for tenant in self.tenants for key in tenant.api_keys}
-        return dict.fromkeys(self.api_keys, DEFAULT_TENANT) | tenants
 
     @property
     def engine_for_tenants(self) -> EngineConfig:
@@ -184,7 +154,10 @@ class ClientConfig(Patience):
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayConfig(ClientConfig, HttpConfig):
-    """`sliceserve gateway`: a split client, and the endpoint before it."""
+    """`sliceserve gateway`: a split client, and the endpoint before it.
+
+    Its tenants have keys and rates. What needs an engine that serves them is the server's.
+    """
 
     port: int = setting(8001, "Port to listen on; 0 takes a free one.", "Network")
     api_keys: tuple[str, ...] = setting(
@@ -202,3 +175,11 @@ class GatewayConfig(ClientConfig, HttpConfig):
     def __post_init__(self) -> None:
         Patience.__post_init__(self)
         HttpConfig.__post_init__(self)
+        for tenant in self.tenants:
+            for name in ("max_requests", "max_sessions", "cuts"):
+                expect(
+                    getattr(tenant, name) is None,
+                    f"{name} of tenant {tenant.name}",
+                    "set on the server, not on a gateway",
+                    getattr(tenant, name),
+                )

@@ -24,7 +24,7 @@ from sliceserve.engine.messages import (
 )
 from sliceserve.engine.runner import BadRow, Runner
 from sliceserve.engine.timing import Timekeeper
-from sliceserve.engine.turnover import Turnover
+from sliceserve.engine.turnover import Turnovers
 from sliceserve.scheduler.errors import RequestRefused
 from sliceserve.scheduler.plan import SampledToken, StepOutput, StepPlan
 from sliceserve.scheduler.reports import Progress
@@ -53,7 +53,7 @@ class Engine:
         # The newest token of each request: the one that may be lost with its client's connection.
         self._last_token: dict[str, SampledToken] = {}
         self._unreported_seconds: dict[str, float] = {}
-        self._turnover = Turnover()
+        self._turnovers = Turnovers(config.tenant_max_requests)
         self._times = Timekeeper()
         self._step_tokens = Distribution.over(_STEP_SIZES)
         self._step_requests = Distribution.over(_STEP_SIZES)
@@ -113,7 +113,10 @@ class Engine:
         except RequestRefused as refused:
             # A request that broke a rule ends; one that was never there stays so.
             end = self._end(command.request_id, refused.code, str(refused))
-            return [msgspec.structs.replace(end, opened=isinstance(command, Open))]
+            if not isinstance(command, Open):
+                return [end]
+            wait_s = self._retry_after_s(command.tenant) if refused.code == "overloaded" else None
+            return [msgspec.structs.replace(end, opened=True, retry_after_s=wait_s)]
 
     def _handle(self, command: RequestCommand) -> list[RequestOutput]:
         if isinstance(command, Open):
@@ -210,7 +213,7 @@ class Engine:
         )
         self._scheduler.add(request, command.prefix, may_queue=command.may_queue)
         now = time.monotonic()
-        self._turnover.begin(now)
+        self._turnovers.begin(request.tenant, now)
         self._times.open(request, now)
         if request.entry_layer == 0 or request.credit > 0:
             self._times.admit(request, now)
@@ -304,21 +307,21 @@ class Engine:
             finish_reason="error",
             error_code=code,
             error=error,
-            retry_after_s=self._retry_after_s() if code == "overloaded" else None,
         )
 
-    def _retry_after_s(self) -> float:
-        num_before = self._scheduler.stats.num_queued
-        return self._turnover.seconds_for(num_before + 1, time.monotonic())
+    def _retry_after_s(self, tenant: str) -> float:
+        whose, num_ends = self._scheduler.num_to_end(tenant)
+        return self._turnovers.seconds_for(whose, num_ends, time.monotonic())
 
     def _forget(self, request_id: str) -> None:
-        if request_id in self:
+        if (request := self._scheduler.get(request_id)) is not None:
             self._scheduler.cancel(request_id)
-            self._drop_notes(request_id)
+            self._drop_notes(request)
 
-    def _drop_notes(self, request_id: str) -> None:
+    def _drop_notes(self, request: Request) -> None:
         """The request has ended."""
-        self._turnover.end(time.monotonic(), is_last=self._scheduler.stats.num_live == 0)
+        request_id = request.request_id
+        self._turnovers.end(request.tenant, time.monotonic())
         self._times.end(request_id)
         self._runner.forget(request_id)
         self._deadlines.pop(request_id, None)
@@ -360,7 +363,7 @@ class Engine:
             finish_reason=progress.finish_reason,
         )
         if progress.finish_reason is not None:
-            self._drop_notes(request_id)
+            self._drop_notes(request)
         elif progress.token is not None:
             self._last_token[request_id] = progress.token
         return report

@@ -1,5 +1,8 @@
 """How soon a full engine has room again, from how fast requests have ended."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 # The weight of the newest interval in the mean.
 _NEWEST = 0.1
 _SHORTEST_S, _LONGEST_S = 1.0, 600.0
@@ -38,3 +41,32 @@ class Turnover:
         if mean is None:
             mean = 0.0 if self._since is None else now - self._since
         return min(_LONGEST_S, max(_SHORTEST_S, num_ends * mean))
+
+
+class Turnovers:
+    """Of all requests, and of those of each tenant in ``tenants``: who has a limit of its own waits
+    for its own requests to end, however fast those of others do."""
+
+    def __init__(self, tenants: Iterable[str]) -> None:
+        self._turnovers: dict[str | None, Turnover] = {tenant: Turnover() for tenant in tenants}
+        self._turnovers[None] = Turnover()
+        self._num_live: Counter[str | None] = Counter()
+
+    def begin(self, tenant: str, now: float) -> None:
+        """A request of ``tenant`` has come in."""
+        for whose in self._counted(tenant):
+            self._num_live[whose] += 1
+            self._turnovers[whose].begin(now)
+
+    def end(self, tenant: str, now: float) -> None:
+        """A request of ``tenant`` has ended."""
+        for whose in self._counted(tenant):
+            self._num_live[whose] -= 1
+            self._turnovers[whose].end(now, is_last=self._num_live[whose] == 0)
+
+    def seconds_for(self, tenant: str | None, num_ends: int, now: float) -> float:
+        """As `Turnover.seconds_for`, for requests of ``tenant``, or of anybody (None)."""
+        return self._turnovers[tenant].seconds_for(num_ends, now)
+
+    def _counted(self, tenant: str) -> tuple[str | None, ...]:
+        return (tenant, None) if tenant in self._turnovers else (None,)

@@ -63,9 +63,13 @@ class Admission:
         tenant = request.tenant
         if self.num_admitted >= self._config.max_requests:
             return f"all {self._config.max_requests} places are taken"
-        if not self._has_place(tenant):
+        if self.waits_for_its_own(tenant):
             return f"all {self._max_requests(tenant)} places of tenant {tenant!r} are taken"
         return "the KV cache has no room beside what is promised to others"
+
+    def waits_for_its_own(self, tenant: str) -> bool:
+        """Whether it is the tenant's own requests that must end before others of it come in."""
+        return self.num_admitted < self._config.max_requests and not self._has_place(tenant)
 
     def leave(self, request: Request) -> None:
         """Give up the request's place, or its turn."""

@@ -364,6 +364,13 @@ class Scheduler:
         queue = f", and {num_before} requests wait already" if num_before else ""
         raise RequestRefused("overloaded", f"{obstacle}{queue}; try again later")
 
+    def num_to_end(self, tenant: str) -> tuple[str | None, int]:
+        """How many requests must end before another of ``tenant`` comes in, and of whom: its own,
+        or anybody's (None)."""
+        if self._admission.waits_for_its_own(tenant):
+            return tenant, self._admission.num_waiting_of(tenant) + 1
+        return None, self._admission.num_waiting + 1
+
     def check(self) -> None:
         """Raise SchedulerError unless every request is in its one place, holds the blocks that it
         needs, and every count is right. Looks at everything: for tests and idle moments."""

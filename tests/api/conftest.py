@@ -6,6 +6,7 @@ import contextlib
 import pytest
 import torch
 from api_fakes import FakeEngine
+from asgi_client import accounts_of
 
 from sliceserve.api.backend import Backend
 from sliceserve.api.hosting import serve as serve_backend
@@ -137,7 +138,13 @@ async def serve(backend_of):
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
-            engine, *, api_keys=None, drain_timeout_s=5.0, split_limits=None, name="tiny"
+            engine,
+            *,
+            api_keys=None,
+            tenants=(),
+            drain_timeout_s=5.0,
+            split_limits=None,
+            name="tiny",
         ):
             sock = stack.enter_context(bind("127.0.0.1", 0))
             shutdown = Shutdown()
@@ -149,7 +156,7 @@ async def serve(backend_of):
                     shutdown,
                     engine.stop,
                     url.set_result,
-                    api_keys=api_keys or {},
+                    accounts=accounts_of(api_keys, tenants),
                     drain_timeout_s=drain_timeout_s,
                     split_limits=split_limits,
                 )

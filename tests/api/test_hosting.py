@@ -59,7 +59,6 @@ async def test_a_port_that_is_taken_while_the_model_loads(fake, backend_of, serv
                     Shutdown(),
                     engine.stop,
                     lambda url: None,
-                    api_keys={},
                     drain_timeout_s=1.0,
                 )
 

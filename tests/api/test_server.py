@@ -34,7 +34,7 @@ import sys, msgspec
 from sliceserve.api.server import run, run_server
 from sliceserve.configs import ServerConfig
 config = msgspec.json.decode(sys.argv[1], type=ServerConfig)
-run(run_server(config, lambda url: print(url, flush=True)))
+run(run_server(config, lambda url, info: print(url, flush=True)))
 """
 
 

@@ -10,11 +10,12 @@ import uvicorn
 
 from sliceserve.api.app import create_app
 from sliceserve.api.backend import Backend
+from sliceserve.api.limits import Accounts
 from sliceserve.api.listening import bind
 from sliceserve.configs import (
-    DEFAULT_TENANT,
     CacheConfig,
     EngineConfig,
+    Keyring,
     LayerConfig,
     ModelConfig,
     SchedulerConfig,
@@ -65,7 +66,7 @@ async def split_server(
         engine=engine,
         stats=engine.stats,
     )
-    app = create_app(backend, api_keys=dict.fromkeys(api_keys, DEFAULT_TENANT))
+    app = create_app(backend, accounts=Accounts(Keyring(api_keys=tuple(api_keys))))
     config = uvicorn.Config(
         app, ws="websockets-sansio", ws_per_message_deflate=False, lifespan="off", log_config=None
     )

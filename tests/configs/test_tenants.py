@@ -4,6 +4,7 @@ import pytest
 
 from sliceserve.configs import ClientConfig, ServerConfig, TenantConfig
 from sliceserve.configs.loading import ConfigError, dump_config, load_config
+from sliceserve.configs.tenants import key_digest
 
 TENANTS = """
 api_keys: [k-door]
@@ -11,6 +12,12 @@ tenants:
   - {name: a, api_keys: [k-a1, k-a2], weight: 3, max_requests: 5}
   - {name: b, api_keys: [k-b]}
 """
+
+
+def tenant_of_key(config):
+    names = config.keyring.tenant_of_digest
+    keys = {key_digest(key): key for key in ("k-door", "k-a1", "k-a2", "k-b", "k")}
+    return {keys[digest]: name for digest, name in names.items()}
 
 
 def load(text="", **env):
@@ -31,7 +38,7 @@ def test_every_key_stands_for_one_tenant(tmp_path):
         name="a", api_keys=("k-a1", "k-a2"), weight=3.0, max_requests=5
     )
     expected = {"k-door": "default", "k-a1": "a", "k-a2": "a", "k-b": "b"}
-    assert config.tenant_of_key == expected
+    assert tenant_of_key(config) == expected
     scheduler = config.engine_for_tenants.scheduler
     assert scheduler.tenant_max_requests == {"a": 5}
     assert scheduler.tenant_weights == {"a": 3.0, "b": 1.0}
@@ -39,12 +46,12 @@ def test_every_key_stands_for_one_tenant(tmp_path):
 
 def test_tenants_come_by_the_environment_too():
     config = load('[{"name": "a", "api_keys": ["k"]}, {"name": "default", "max_requests": 2}]')
-    assert config.tenant_of_key == {"k": "a"}
+    assert tenant_of_key(config) == {"k": "a"}
     assert config.engine_for_tenants.scheduler.tenant_max_requests == {"default": 2}
 
 
 def test_without_keys_there_are_none():
-    assert ServerConfig().tenant_of_key == {}
+    assert ServerConfig().keyring.tenant_of_digest == {}
 
 
 @pytest.mark.parametrize(
@@ -55,11 +62,11 @@ def test_without_keys_there_are_none():
         ("[{name: a", "tenants must be a list"),
         ("[{name: a, wieght: 2}]", "tenants[0]: there is no setting wieght; did you mean weight?"),
         ("[{name: a, weight: much}]", "tenants[0]: weight must be a number, got 'much'"),
-        ("[{name: a, api_keys: [k], weight: 0}]", "weight of a tenant must be 0.001 to 1000"),
+        ("[{name: a, api_keys: [k], weight: 0}]", "weight of tenant a must be 0.001 to 1000"),
         ("[{name: '', api_keys: [k]}]", "name of a tenant must be a text"),
         (
             "[{name: a, api_keys: [k], max_requests: 0}]",
-            "max_requests of a tenant must be",
+            "max_requests of tenant a must be at least 1, got 0",
         ),
         ("[{name: a, api_keys: [k]}, {name: a, api_keys: [l]}]", "must be different, got a twice"),
         ("[{name: a}]", "tenants must be given api_keys, got none for a"),

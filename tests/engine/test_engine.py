@@ -16,9 +16,13 @@ def prompts(num, seed=0, longest=40):
     return [[rng.randrange(3, 300) for _ in range(rng.randrange(1, longest))] for _ in range(num)]
 
 
-def thin(request_id, prompt, sampling=GREEDY):
+def thin(request_id, prompt, sampling=GREEDY, **others):
     return Open(
-        request_id=request_id, num_prompt=len(prompt), prompt=list(prompt), sampling=sampling
+        request_id=request_id,
+        num_prompt=len(prompt),
+        prompt=list(prompt),
+        sampling=sampling,
+        **others,
     )
 
 
@@ -220,6 +224,15 @@ def test_a_full_engine_says_when_to_come_back(make_engine):
         engine.handle(thin(str(i), [3, 4]))
     (answer,) = engine.handle(thin("late", [3, 4]))
     assert answer.error_code == "overloaded"
+    assert answer.retry_after_s > 0
+    finish(engine)
+
+
+def test_a_tenant_at_its_own_limit_is_told_when_its_own_have_ended(make_engine):
+    engine = make_engine(max_requests=9, tenant_max_requests={"a": 1})
+    engine.handle(thin("first", [3, 4], tenant="a"))
+    (answer,) = engine.handle(thin("late", [3, 4], tenant="a"))
+    assert "all 1 places of tenant 'a' are taken" in answer.error
     assert answer.retry_after_s > 0
     finish(engine)
 
