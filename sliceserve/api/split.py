@@ -118,7 +118,7 @@ class SplitEndpoint:
             return
         except ApiError as refused:
             words = in_wire_words(refused)
-            await refuse(websocket, Ending(CloseCode.POLICY_VIOLATION, words))
+            await refuse(websocket, Ending(CloseCode.POLICY_VIOLATION, words), self._metrics)
             return
         with place:
             await self._host(websocket, welcome)

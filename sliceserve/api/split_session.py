@@ -85,7 +85,8 @@ async def refuse(websocket: WebSocket, ending: Ending, metrics: Metrics) -> None
 
 
 def count_error(metrics: Metrics, error: Error) -> None:
-    metrics.count_error("split", error.code, error.code in ("overloaded", "draining"))
+    may_retry = error.retry_after_s is not None or error.code == "draining"
+    metrics.count_error("split", error.code, may_retry)
 
 
 def in_wire_words(refused: ApiError) -> Error:
@@ -111,7 +112,8 @@ class Session:
         self._engine = engine
         self._lifecycle = lifecycle
         self._metrics = metrics
-        self._tenant = tenant_of(websocket)
+        self._account = account_of(websocket)
+        self._tenant = self._account.name
         self._tells_times = welcome.protocol >= TIMES_VERSION
         # Tokens whose times the client may tell.
         self._num_untold = 0
@@ -265,9 +267,8 @@ class Session:
             )
             return
         self._expect_short_prefix(message)
-        account = account_of(self._websocket)
         try:
-            account.admit(message.num_prompt, resumed=bool(message.outputs))
+            self._account.admit(message.num_prompt, resumed=bool(message.outputs))
         except ApiError as refused:
             self._fail(request_id, refused.code, refused.detail, refused.retry_after_s)
             return
@@ -288,7 +289,7 @@ class Session:
                 codec=engine_messages.packet_codec(self._welcome.codec, self._welcome.profile),
                 prefix=message.prefix,
                 tenant=self._tenant,
-                priority=account.priority(message.priority),
+                priority=self._account.priority(message.priority),
                 may_queue=True,
             )
         )
@@ -336,11 +337,10 @@ class Session:
     async def _relay(self, request: SplitRequest, outputs: RequestStream) -> None:
         """Tell the client all news of one request."""
         finished = False
-        account = account_of(self._websocket)
         with self._lifecycle.work():
             async for output in outputs:
                 finished = output.finish_reason is not None
-                account.spend(len(output.tokens))
+                self._account.spend(len(output.tokens))
                 for message in request.translate(output):
                     self._num_untold += isinstance(message, Token)
                     self.tell(message)

@@ -2,8 +2,10 @@
 
 from sliceserve.engine.generation import GenerationError
 
+# The server, or the tenant whose key this is, has as much as it may; others end.
+FULL = frozenset({"overloaded", "rate_limit_exceeded", "too_many_sessions"})
 # Refusals that the same attempt can outlive.
-_PASSING = frozenset({"unreachable", "overloaded", "draining", "engine_dead"})
+_PASSING = FULL | {"unreachable", "draining", "engine_dead"}
 _PASSING_REQUESTS = _PASSING | {"server_unreachable", "timeout"}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sliceserve.client.connection import Connection, Dialer
 from sliceserve.client.errors import (
+    FULL,
     ConnectionRefused,
     RequestFailed,
     RequestTimeout,
@@ -318,7 +319,7 @@ class Line:
 
     def _postpone(self, request: SplitRequest, refusal: Error, now: float) -> bool:
         """Try a request again that a full server has refused, if it is back in time."""
-        if refusal.code != "overloaded" or refusal.retry_after_s is None:
+        if refusal.code not in FULL or refusal.retry_after_s is None:
             return False
         # Those who were refused together must not come back together.
         seconds = refusal.retry_after_s * random.uniform(1.0, 1.5)
