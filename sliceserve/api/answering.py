@@ -8,11 +8,11 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 from fastapi import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from sliceserve.api.backend import Backend
 from sliceserve.api.errors import ApiError, as_api_error, invalid
+from sliceserve.api.event_stream import EventStream
 from sliceserve.api.gate import account_of
 from sliceserve.api.limits import Account
 from sliceserve.api.metrics import Metrics, RequestTimer
@@ -131,7 +131,7 @@ async def answer(
         first = await _while_connected(http, anext(chunks))
     except Exception as error:
         raise as_api_error(error) from error
-    return _EventStream(form.events(job, _again(first, chunks, metrics)), chunks)
+    return EventStream(form.events(job, _again(first, chunks, metrics)), chunks)
 
 
 async def _collect(job: Job, chunks: "Chunks", form: Format) -> msgspec.Struct:
@@ -230,22 +230,6 @@ async def _run(
     finally:
         await chunks.aclose()
     await waiting.put((index, last))
-
-
-class _EventStream(StreamingResponse):
-    """Closes ``source`` however the response ends, even if not one event was asked for."""
-
-    def __init__(self, events: AsyncIterator[bytes], source: Chunks) -> None:
-        # Proxies must neither keep nor collect what should be seen at once.
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._source = source
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._source.aclose()
 
 
 async def _while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:

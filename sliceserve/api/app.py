@@ -11,6 +11,7 @@ from sliceserve import __version__
 from sliceserve.api.backend import Backend
 from sliceserve.api.chat import create_chat_completion
 from sliceserve.api.completions import create_completion
+from sliceserve.api.dashboard import Readings, add_dashboard_routes
 from sliceserve.api.errors import install_error_handlers
 from sliceserve.api.gate import Gate, account_of
 from sliceserve.api.lifecycle import Lifecycle
@@ -28,6 +29,7 @@ from sliceserve.api.replies import Version, as_json
 from sliceserve.api.responses import create_response
 from sliceserve.api.split import SplitEndpoint, SplitLimits
 from sliceserve.api.tokenization import detokenize, tokenize
+from sliceserve.client.stats import SessionStats
 from sliceserve.configs import Keyring
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.messages import EngineStats
@@ -45,10 +47,11 @@ def create_app(
     lifecycle: Lifecycle | None = None,
     split_limits: SplitLimits | None = None,
     max_metric_tenants: int = 20,
+    dashboard: bool = True,
 ) -> FastAPI:
     """Routes over ``backend``. ``accounts`` are who may enter; without them, everybody.
     ``lifecycle`` is how whoever runs the app drains it. Of the tenants the first
-    ``max_metric_tenants`` are told apart in /metrics.
+    ``max_metric_tenants`` are told apart in /metrics. ``dashboard``: whether there is one.
 
     Call it on the event loop that will run the app.
     """
@@ -63,7 +66,7 @@ def create_app(
     app.add_middleware(Gate, accounts=accounts, lifecycle=lifecycle)
     _add_openai_routes(app, backend, metrics)
     _add_tokenizer_routes(app, backend)
-    _add_status_routes(app, backend, lifecycle, metrics)
+    _add_status_routes(app, backend, lifecycle, metrics, dashboard)
     if backend.engine is not None:
         split = SplitEndpoint(backend.models[0], backend.engine, lifecycle, metrics, split_limits)
         _add_split_routes(app, split)
@@ -110,7 +113,7 @@ def _add_tokenizer_routes(app: FastAPI, backend: Backend) -> None:
 
 
 def _add_status_routes(
-    app: FastAPI, backend: Backend, lifecycle: Lifecycle, metrics: Metrics
+    app: FastAPI, backend: Backend, lifecycle: Lifecycle, metrics: Metrics, dashboard: bool
 ) -> None:
     async def stats() -> EngineStats | None:
         """None from an engine that is busy. Raises EngineDead."""
@@ -133,15 +136,24 @@ def _add_status_routes(
     async def version() -> Response:
         return as_json(Version(__version__))
 
-    @app.get("/metrics", response_model=None)
-    async def expose_metrics() -> Response:
+    async def observe() -> tuple[EngineStats | None, SessionStats | None]:
+        session = None if backend.session is None else backend.session()
         try:
-            now = await stats()
+            return await stats(), session
         except EngineDead:
             # What was counted here is still true.
-            now = None
-        session = None if backend.session is None else backend.session()
-        return Response(metrics.expose(now, session), media_type=CONTENT_TYPE_LATEST)
+            return None, session
+
+    @app.get("/metrics", response_model=None)
+    async def expose_metrics() -> Response:
+        return Response(metrics.expose(*await observe()), media_type=CONTENT_TYPE_LATEST)
+
+    async def read_metrics() -> Readings | None:
+        now, session = await observe()
+        return None if now is None else Readings(metrics.collect(now, session))
+
+    if dashboard:
+        add_dashboard_routes(app, backend, lifecycle, read_metrics)
 
 
 def _add_split_routes(app: FastAPI, split: SplitEndpoint) -> None:

@@ -9,12 +9,13 @@ from sliceserve.api.lifecycle import Lifecycle
 from sliceserve.api.limits import Account, Accounts
 
 MAX_BODY_BYTES = 16 << 20
-# vLLM's endpoints that are not under /v1, but have as much work to do.
-_GUARDED = ("/tokenize", "/detokenize", "/tokenizer_info")
+# vLLM's endpoints that are not under /v1, but have as much work to do; and who uses the server how
+# much is not for everybody.
+_GUARDED = ("/tokenize", "/detokenize", "/tokenizer_info", "/dashboard/events")
 
 
 class Gate:
-    """ASGI middleware. Refuses requests under /v1 and for the tokenizer before anything else looks
+    """ASGI middleware. Refuses requests under /v1 and the like before anything else looks
     at them, WebSockets included (they get an HTTP answer instead of an upgrade), and counts those
     that are live.
 

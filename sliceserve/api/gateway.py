@@ -45,6 +45,7 @@ async def run_gateway(
                 ready,
                 accounts=accounts,
                 drain_timeout_s=config.drain_timeout_s,
+                dashboard=config.dashboard,
             )
         except Interrupted:
             return

@@ -31,12 +31,19 @@ async def serve(
     accounts: Accounts | None = None,
     drain_timeout_s: float,
     split_limits: SplitLimits | None = None,
+    dashboard: bool = True,
 ) -> None:
-    """Serve until a signal, then drain. ``accounts`` as in `create_app`. ``ready`` is called
-    with the URL once requests are answered; ``close`` ends the backend when live requests are done
-    or out of time. Raises ServerError when the engine dies."""
+    """Serve until a signal, then drain. ``accounts`` and ``dashboard`` as in `create_app`.
+    ``ready`` is called with the URL once requests are answered; ``close`` ends the backend when
+    live requests are done or out of time. Raises ServerError when the engine dies."""
     lifecycle = Lifecycle()
-    app = create_app(backend, accounts=accounts, lifecycle=lifecycle, split_limits=split_limits)
+    app = create_app(
+        backend,
+        accounts=accounts,
+        lifecycle=lifecycle,
+        split_limits=split_limits,
+        dashboard=dashboard,
+    )
     url = url_of(sock)
     address = sock.getsockname()
     server = _Server(_uvicorn_config(app), lambda: ready(url))

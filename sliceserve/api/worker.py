@@ -80,6 +80,7 @@ async def _serve(settings: WorkerSettings, orders: Iterable[bytes]) -> None:
                 lambda url: _say(Ready()),
                 accounts=accounts,
                 drain_timeout_s=config.drain_timeout_s,
+                dashboard=config.dashboard,
                 split_limits=SplitLimits(
                     resume_timeout_s=config.engine.scheduler.detached_timeout_s
                 ),

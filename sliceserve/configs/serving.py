@@ -52,6 +52,7 @@ class HttpConfig:
         "Network",
         flag="drain-timeout",
     )
+    dashboard: bool = setting(True, "Show people at /dashboard how it is doing.", "Network")
 
     def __post_init__(self) -> None:
         # A socket takes a larger number modulo 65536, without a word.

@@ -138,13 +138,7 @@ async def serve(backend_of):
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
-            engine,
-            *,
-            api_keys=None,
-            tenants=(),
-            drain_timeout_s=5.0,
-            split_limits=None,
-            name="tiny",
+            engine, *, api_keys=None, tenants=(), drain_timeout_s=5.0, name="tiny", **settings
         ):
             sock = stack.enter_context(bind("127.0.0.1", 0))
             shutdown = Shutdown()
@@ -158,7 +152,7 @@ async def serve(backend_of):
                     url.set_result,
                     accounts=accounts_of(api_keys, tenants),
                     drain_timeout_s=drain_timeout_s,
-                    split_limits=split_limits,
+                    **settings,
                 )
             )
 
