@@ -12,7 +12,7 @@ from starlette.responses import Response
 from sliceserve.api.answering import answer, plan_job
 from sliceserve.api.backend import Backend
 from sliceserve.api.conversation import AnswerReader, ChatPrompt, make_prompt
-from sliceserve.api.logprobs import chat_logprobs
+from sliceserve.api.logprobs import chat_logprobs, prompt_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import ChatCompletionRequest
 from sliceserve.api.replies import (
@@ -57,6 +57,8 @@ class _ChatFormat(ChunkFormat):
         self, request: ChatCompletionRequest, prompt: ChatPrompt, backend: Backend
     ) -> None:
         self._tokenizer = backend.tokenizer
+        self._num_scores = request.prompt_logprobs
+        self._as_ids = bool(request.return_tokens_as_token_ids)
         self._readers = [AnswerReader(prompt) for _ in range(request.num_choices)]
         self._empty = Reply(
             id=f"chatcmpl-{secrets.token_hex(16)}",
@@ -79,7 +81,7 @@ class _ChatFormat(ChunkFormat):
             return
         reader = self._readers[index]
         news = reader.read(chunk)
-        logprobs = chat_logprobs([chunk], self._tokenizer)
+        logprobs = chat_logprobs([chunk], self._tokenizer, self._as_ids)
         reason = reader.finish_reason(chunk)
         if not news and logprobs is None and reason is None:
             return
@@ -94,7 +96,12 @@ class _ChatFormat(ChunkFormat):
 
     def whole(self, answers: list[list[TextChunk]], usage: Usage) -> Reply:
         choices = [self._choice(index, chunks) for index, chunks in enumerate(answers)]
-        return structs.replace(self._empty, choices=choices, usage=usage)
+        reply = structs.replace(self._empty, choices=choices, usage=usage)
+        if self._num_scores is None:
+            return reply
+        # All answers are to one prompt.
+        scores = prompt_logprobs(answers[0][0].prompt_logprobs, self._num_scores, self._tokenizer)
+        return structs.replace(reply, prompt_logprobs=scores)
 
     def _choice(self, index: int, chunks: list[TextChunk]) -> ChatChoice:
         reader = self._readers[index]
@@ -108,7 +115,7 @@ class _ChatFormat(ChunkFormat):
             message=Message(
                 content=None if made and not content else content, tool_calls=made or UNSET
             ),
-            logprobs=chat_logprobs(chunks, self._tokenizer),
+            logprobs=chat_logprobs(chunks, self._tokenizer, self._as_ids),
             finish_reason=reader.finish_reason(chunks[-1]),
         )
 

@@ -27,29 +27,6 @@ class Usage(Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails
 
 
-class Reply(Struct, frozen=True, kw_only=True):
-    """An answer or a chunk of one; ``object`` says which. ``usage`` is null in all chunks but the
-    last if it was asked for, and absent if not."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[Any]
-    usage: Usage | UnsetType | None = UNSET
-
-
-class CompletionLogprobs(Struct, frozen=True):
-    """Lists run parallel, one entry a token. ``text_offset`` counts characters of the text. The
-    first token of a prompt has no logprob."""
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
 class RankedLogprob(Struct, frozen=True):
     """``rank`` 1 is the likeliest token of all."""
 
@@ -60,6 +37,30 @@ class RankedLogprob(Struct, frozen=True):
 
 # For each token of a prompt it and the likeliest ones, by token id; of the first nothing is known.
 PromptLogprobs = list[dict[int, RankedLogprob] | None]
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """An answer or a chunk of one; ``object`` says which. ``usage`` is null in all chunks but the
+    last if it was asked for, and absent if not. ``prompt_logprobs`` are those of a chat."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Any]
+    usage: Usage | UnsetType | None = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+
+
+class CompletionLogprobs(Struct, frozen=True):
+    """Lists run parallel, one entry a token. ``text_offset`` counts characters of the text. The
+    first token of a prompt has no logprob."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
 
 
 class CompletionChoice(Struct, frozen=True, kw_only=True):

@@ -161,6 +161,23 @@ async def test_prompt_logprobs_as_vllm_tells_them(client, tokenizer, logprobs_of
     assert "prompt_logprobs" not in (await complete(client, prompt=TEXT))["choices"][0]
 
 
+async def test_a_chat_tells_of_its_prompt_too(client, tokenizer, logprobs_of):
+    messages = [{"role": "user", "content": TEXT}]
+    body = {"model": "tiny", "messages": messages, "max_tokens": 2, "n": 2, "seed": 1}
+    body |= {"logprobs": True, "prompt_logprobs": 0, "return_tokens_as_token_ids": True}
+    reply = (await client.post("/v1/chat/completions", json=body)).json()
+    ids = tokenizer.chat_prompt(messages)
+    expected = logprobs_of(ids)[range(len(ids) - 1), ids[1:]].tolist()
+    first, *scores = reply["prompt_logprobs"]
+    assert first is None
+    told = [entries[str(i)]["logprob"] for i, entries in zip(ids[1:], scores, strict=True)]
+    assert told == pytest.approx(expected, abs=1e-3)
+    for choice in reply["choices"]:
+        names = [entry["token"] for entry in choice["logprobs"]["content"]]
+        assert names
+        assert all(name.removeprefix("token_id:").isdecimal() for name in names)
+
+
 async def test_the_best_answers_are_told(client):
     body = {"prompt": [TEXT, "x"], "max_tokens": 5, "seed": 7, "ignore_eos": True}
     made = await complete(client, **body, n=6, logprobs=0)

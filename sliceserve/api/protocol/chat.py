@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from sliceserve.api.protocol.conversation import Conversation
-from sliceserve.api.protocol.generation import GenerationRequest
+from sliceserve.api.protocol.generation import ScoredRequest
 from sliceserve.api.protocol.parts import Part, neutral, replaced_by
 from sliceserve.configs.sampling import MAX_LOGPROBS
 
@@ -15,7 +15,7 @@ class ResponseFormat(Part):
     type: Annotated[str, neutral("text")] = "text"
 
 
-class ChatCompletionRequest(Conversation, GenerationRequest):
+class ChatCompletionRequest(Conversation, ScoredRequest):
     """Body of POST /v1/chat/completions."""
 
     max_completion_tokens: int | None = Field(None, ge=1)

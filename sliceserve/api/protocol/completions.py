@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from sliceserve.api.protocol.generation import MAX_CHOICES, GenerationRequest
+from sliceserve.api.protocol.generation import MAX_CHOICES, ScoredRequest
 from sliceserve.api.protocol.parts import Text, TokenId, neutral, one_of
 from sliceserve.configs.sampling import MAX_LOGPROBS
 
@@ -13,7 +13,7 @@ from sliceserve.configs.sampling import MAX_LOGPROBS
 _COMPLETION_MAX_TOKENS = 16
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(ScoredRequest):
     """Body of POST /v1/completions.
 
     A ``prompt`` of null is the token that ends a text. With ``echo`` the prompt is a part of the
@@ -28,11 +28,9 @@ class CompletionRequest(GenerationRequest):
     ]
     max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     add_special_tokens: bool = True
-    return_tokens_as_token_ids: bool | None = None
 
     suffix: Annotated[str | None, neutral("")] = None
 
@@ -44,8 +42,6 @@ class CompletionRequest(GenerationRequest):
             raise ValueError("best_of chooses among whole answers, which cannot be streamed")
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens is 0: without echo there is nothing to answer")
-        if self.stream and self.prompt_logprobs is not None:
-            raise ValueError("prompt_logprobs are not streamed; with echo, logprobs are")
         return self
 
     @property

@@ -14,7 +14,7 @@ from sliceserve.api.protocol.parts import (
     one_of,
 )
 from sliceserve.configs import SamplingParams
-from sliceserve.configs.sampling import MAX_STOP_TOKENS
+from sliceserve.configs.sampling import MAX_LOGPROBS, MAX_STOP_TOKENS
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
@@ -131,3 +131,21 @@ class GenerationRequest(Part):
             repetition_penalty=self.repetition_penalty or 1.0,
             prompt_logprobs=self.wanted_prompt_logprobs,
         )
+
+
+class ScoredRequest(GenerationRequest):
+    """One whose answer can tell of the prompt's tokens too, and name tokens by their ids, as vLLM's
+    can."""
+
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    return_tokens_as_token_ids: bool | None = None
+
+    @model_validator(mode="after")
+    def _expect_whole(self) -> "ScoredRequest":
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs are not streamed")
+        return self
+
+    @property
+    def wanted_prompt_logprobs(self) -> int | None:
+        return self.prompt_logprobs
