@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from sliceserve import __version__
@@ -30,7 +31,7 @@ from sliceserve.api.responses import create_response
 from sliceserve.api.split import SplitEndpoint, SplitLimits
 from sliceserve.api.tokenization import detokenize, tokenize
 from sliceserve.client.stats import SessionStats
-from sliceserve.configs import Keyring
+from sliceserve.configs import HttpConfig, Keyring
 from sliceserve.engine.client import EngineDead
 from sliceserve.engine.messages import EngineStats
 
@@ -43,18 +44,20 @@ _FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 def create_app(
     backend: Backend,
     *,
+    http: HttpConfig | None = None,
     accounts: Accounts | None = None,
     lifecycle: Lifecycle | None = None,
     split_limits: SplitLimits | None = None,
     max_metric_tenants: int = 20,
-    dashboard: bool = True,
 ) -> FastAPI:
-    """Routes over ``backend``. ``accounts`` are who may enter; without them, everybody.
-    ``lifecycle`` is how whoever runs the app drains it. Of the tenants the first
-    ``max_metric_tenants`` are told apart in /metrics. ``dashboard``: whether there is one.
+    """Routes over ``backend``. ``accounts`` are who may enter; without them, everybody. Of ``http``
+    the origins of web pages matter here, and whether there is a dashboard. ``lifecycle`` is how
+    whoever runs the app drains it. Of the tenants the first ``max_metric_tenants`` are told apart
+    in /metrics.
 
     Call it on the event loop that will run the app.
     """
+    http = http or HttpConfig()
     lifecycle = lifecycle or Lifecycle()
     accounts = accounts or Accounts(Keyring())
     tenants = accounts.names[:max_metric_tenants]
@@ -63,10 +66,19 @@ def create_app(
     # Where `ErrorResponse` finds them.
     app.state.metrics = metrics
     install_error_handlers(app)
-    app.add_middleware(Gate, accounts=accounts, lifecycle=lifecycle)
+    app.add_middleware(Gate, accounts=accounts, lifecycle=lifecycle, origins=http.allowed_origins)
+    # Around the gate: browsers ask without a key what they may send, and read refusals too.
+    if http.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=http.allowed_origins,
+            allow_credentials=http.allow_credentials,
+            allow_methods=http.allowed_methods,
+            allow_headers=http.allowed_headers,
+        )
     _add_openai_routes(app, backend, metrics)
     _add_tokenizer_routes(app, backend)
-    _add_status_routes(app, backend, lifecycle, metrics, dashboard)
+    _add_status_routes(app, backend, lifecycle, metrics, http.dashboard)
     if backend.engine is not None:
         split = SplitEndpoint(backend.models[0], backend.engine, lifecycle, metrics, split_limits)
         _add_split_routes(app, split)

@@ -1,5 +1,7 @@
 """What every request for the model passes first: keys, the size of its body, the server's mood."""
 
+from collections.abc import Collection
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,12 +21,20 @@ class Gate:
     at them, WebSockets included (they get an HTTP answer instead of an upgrade), and counts those
     that are live.
 
-    ``accounts`` know the keys; `account_of` tells a route whose request it has. While draining,
-    questions (GET) are still answered.
+    ``accounts`` know the keys; `account_of` tells a route whose request it has. WebSockets that a
+    web page opens must come from one of ``origins``: nothing else keeps a stranger's page from a
+    server on its reader's machine. While draining, questions (GET) are still answered.
     """
 
-    def __init__(self, app: ASGIApp, accounts: Accounts, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        accounts: Accounts,
+        lifecycle: Lifecycle,
+        origins: Collection[str] = (),
+    ) -> None:
         self._app = app
+        self._origins = origins
         self._accounts = accounts
         self._lifecycle = lifecycle
 
@@ -35,6 +45,8 @@ class Gate:
         headers = Headers(scope=scope)
         is_work = scope["type"] == "http" and scope["method"] == "POST"
         try:
+            if scope["type"] == "websocket":
+                self._expect_origin(headers.get("origin"))
             account = self._accounts.of_key(_key_in(headers))
             # A copy: servers may share one state between all requests.
             scope["state"] = {**scope.get("state", {}), "account": account}
@@ -50,6 +62,16 @@ class Gate:
             return
         with self._lifecycle.work():
             await self._app(scope, _measured(receive), _telling(account, send))
+
+    def _expect_origin(self, origin: str | None) -> None:
+        """Raise ApiError 403 for a page from elsewhere. Programs name no origin."""
+        if origin is not None and not {origin, "*"} & set(self._origins):
+            raise ApiError(
+                403,
+                f"pages from {origin} may not connect here; the server's allowed_origins say who "
+                "may",
+                "origin_not_allowed",
+            )
 
 
 def account_of(connection: HTTPConnection) -> Account:

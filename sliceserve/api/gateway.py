@@ -5,7 +5,7 @@ from collections.abc import Callable
 from sliceserve.api.backend import Backend
 from sliceserve.api.hosting import serve
 from sliceserve.api.limits import Accounts
-from sliceserve.api.listening import ServerError, bind
+from sliceserve.api.listening import ServerError, bind, expect_certificate
 from sliceserve.api.shutdown import Interrupted, Shutdown, on_hangup
 from sliceserve.client.errors import SplitError
 from sliceserve.client.sdk import AsyncSplitLLM
@@ -21,6 +21,7 @@ async def run_gateway(
     """Offer the OpenAI routes on the device, with a split client behind them. Otherwise as
     `run_server`. Raises ConfigError for a file of keys that cannot be used."""
     accounts = Accounts(with_key_file(config).keyring)
+    expect_certificate(config)
     with Shutdown.on_signals() as shutdown, bind(config.host, config.port) as sock:
         llm = AsyncSplitLLM(config=config)
         try:
@@ -43,9 +44,8 @@ async def run_gateway(
                 shutdown,
                 llm.close,
                 ready,
+                http=config,
                 accounts=accounts,
-                drain_timeout_s=config.drain_timeout_s,
-                dashboard=config.dashboard,
             )
         except Interrupted:
             return

@@ -14,6 +14,7 @@ from sliceserve.api.limits import Accounts
 from sliceserve.api.listening import ServerError, cannot_listen, url_of
 from sliceserve.api.shutdown import Shutdown
 from sliceserve.api.split import SplitLimits
+from sliceserve.configs import HttpConfig
 from sliceserve.engine.client import watch
 from sliceserve.transport.frames import MAX_FRAME_BYTES
 
@@ -28,32 +29,27 @@ async def serve(
     close: Callable[[], Awaitable[None]],
     ready: Callable[[str], None],
     *,
+    http: HttpConfig,
     accounts: Accounts | None = None,
-    drain_timeout_s: float,
     split_limits: SplitLimits | None = None,
-    dashboard: bool = True,
 ) -> None:
-    """Serve until a signal, then drain. ``accounts`` and ``dashboard`` as in `create_app`.
-    ``ready`` is called with the URL once requests are answered; ``close`` ends the backend when
-    live requests are done or out of time. Raises ServerError when the engine dies."""
+    """Serve until a signal, then drain. ``http`` and ``accounts`` as in `create_app`. ``ready`` is
+    called with the URL once requests are answered; ``close`` ends the backend when live requests
+    are done or out of time. Raises ServerError when the engine dies."""
     lifecycle = Lifecycle()
     app = create_app(
-        backend,
-        accounts=accounts,
-        lifecycle=lifecycle,
-        split_limits=split_limits,
-        dashboard=dashboard,
+        backend, http=http, accounts=accounts, lifecycle=lifecycle, split_limits=split_limits
     )
-    url = url_of(sock)
+    url = url_of(sock, http)
     address = sock.getsockname()
-    server = _Server(_uvicorn_config(app), lambda: ready(url))
+    server = _Server(_uvicorn_config(app, http), lambda: ready(url))
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     watching = asyncio.create_task(watch(backend.stats))
     requested = asyncio.create_task(shutdown.requested.wait())
     try:
         await asyncio.wait({serving, watching, requested}, return_when=asyncio.FIRST_COMPLETED)
         if requested.done():
-            await _drain(lifecycle, shutdown, watching, drain_timeout_s)
+            await _drain(lifecycle, shutdown, watching, http.drain_timeout_s)
         await lifecycle.end()
         # What is still live ends with an answer that says so.
         await close()
@@ -97,7 +93,7 @@ class _Server(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-def _uvicorn_config(app: object) -> uvicorn.Config:
+def _uvicorn_config(app: object, http: HttpConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         http="httptools",
@@ -109,4 +105,6 @@ def _uvicorn_config(app: object) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+        ssl_certfile=http.ssl_certfile,
+        ssl_keyfile=http.ssl_keyfile,
     )

@@ -7,6 +7,9 @@ that a dead worker had not accepted yet, and would let a second server onto the 
 """
 
 import socket
+import ssl
+
+from sliceserve.configs import HttpConfig
 
 
 class ServerError(RuntimeError):
@@ -40,9 +43,33 @@ def inherit(fd: int) -> socket.socket:
     return socket.socket(sock.family, sock.type, socket.IPPROTO_TCP, fileno=sock.detach())
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, http: HttpConfig) -> str:
     name, port = sock.getsockname()[:2]
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    scheme = "http" if http.ssl_certfile is None else "https"
+    return f"{scheme}://[{name}]:{port}" if ":" in name else f"{scheme}://{name}:{port}"
+
+
+def expect_certificate(http: HttpConfig) -> None:
+    """Raise ServerError unless the certificate and its key, where there is one, can be used."""
+    if http.ssl_certfile is None:
+        return
+
+    def password() -> str:
+        # Without it OpenSSL asks the terminal, and waits.
+        raise ServerError(
+            f"the key of {http.ssl_certfile} has a password; give one without, which only the "
+            "server's user can read"
+        )
+
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(http.ssl_certfile, http.ssl_keyfile, password)
+    except OSError as error:
+        files = " and ".join(name for name in (http.ssl_certfile, http.ssl_keyfile) if name)
+        raise ServerError(
+            f"cannot use the certificate in {files}: {error.strerror or error}; both must be in "
+            "PEM, and belong together"
+        ) from error
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> ServerError:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from sliceserve.api.listening import ServerError, bind, url_of
+from sliceserve.api.listening import ServerError, bind, expect_certificate, url_of
 from sliceserve.api.shutdown import Interrupted, Shutdown, on_hangup
 from sliceserve.api.supervisor import Supervisor
 from sliceserve.api.worker_process import Admit, WorkerProcess
@@ -49,6 +49,7 @@ async def run_server(
     be used.
     """
     admitting = with_key_file(config)
+    expect_certificate(config)
     with (
         Shutdown.on_signals() as shutdown,
         bind(config.host, config.port) as sock,
@@ -60,7 +61,7 @@ async def run_server(
             on_hangup(lambda: workers.admit(with_key_file(config)))
         try:
             await shutdown.guard(start(engine, workers))
-            ready(url_of(sock), engine.info)
+            ready(url_of(sock, config), engine.info)
             await until_stopped(engine, workers, shutdown, config.drain_timeout_s)
         except Interrupted:
             return

@@ -78,9 +78,8 @@ async def _serve(settings: WorkerSettings, orders: Iterable[bytes]) -> None:
                 shutdown,
                 engine.stop,
                 lambda url: _say(Ready()),
+                http=config,
                 accounts=accounts,
-                drain_timeout_s=config.drain_timeout_s,
-                dashboard=config.dashboard,
                 split_limits=SplitLimits(
                     resume_timeout_s=config.engine.scheduler.detached_timeout_s
                 ),

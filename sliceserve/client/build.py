@@ -8,12 +8,13 @@ from typing import Any, cast
 
 from sliceserve.client.connection import Dial
 from sliceserve.client.options import ClientOptions
-from sliceserve.client.profiles import fetch_profile
+from sliceserve.client.profiles import FetchProfile, fetch_profile
 from sliceserve.client.session import SplitSession
 from sliceserve.codec.registry import wire_id
 from sliceserve.configs import CacheConfig, ClientConfig, EngineConfig, LayerConfig
 from sliceserve.configs.codec import CodecName
 from sliceserve.configs.loading import load_config
+from sliceserve.configs.presets import find_config
 from sliceserve.engine.client import EngineClient
 from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.models.resolve import fingerprint, resolve_model
@@ -22,7 +23,8 @@ from sliceserve.transport.link import Link
 from sliceserve.transport.messages import PROTOCOL_VERSION, Hello, Welcome
 from sliceserve.transport.websocket import connect
 
-# What a client's settings may be read from: a YAML file, or what one would hold.
+# What a client's settings may be read from: a YAML file, a preset by its name, or what a file would
+# hold.
 Settings = str | Path | Mapping[str, Any] | ClientConfig
 
 
@@ -31,7 +33,9 @@ def read_settings(settings: Settings | None) -> ClientConfig:
     as they are. Raises ConfigError."""
     if isinstance(settings, ClientConfig):
         return settings
-    return load_config(ClientConfig, Path(settings) if isinstance(settings, str) else settings)
+    return load_config(
+        ClientConfig, find_config(settings) if isinstance(settings, str) else settings
+    )
 
 
 def put_over(base: ClientConfig, server: str | None, options: ClientOptions) -> ClientConfig:
@@ -68,13 +72,24 @@ def make_session(config: ClientConfig, dial: Dial | None = None) -> SplitSession
         engine = EngineConfig(model=config.model, layers=layers, cache=cache)
         return InProcessEngine(engine, config.codec, welcome.profile)
 
-    async def dial_server() -> Link:
-        return await connect(config.server, config.api_key, config.connect_timeout_s)
-
     return SplitSession(
-        dial or dial_server,
-        make_head,
-        hello,
-        config,
-        partial(fetch_profile, config.server, config.api_key, config.timeout_s),
+        dial or partial(dial_server, config), make_head, hello, config, fetch_from(config)
+    )
+
+
+async def dial_server(config: ClientConfig) -> Link:
+    """A link to the server of a configuration. As `connect`."""
+    return await connect(
+        config.server, config.api_key, config.connect_timeout_s, ca_certs=config.ssl_ca_certs
+    )
+
+
+def fetch_from(config: ClientConfig) -> FetchProfile:
+    """How to get profiles from the server of a configuration."""
+    return partial(
+        fetch_profile,
+        config.server,
+        config.api_key,
+        config.timeout_s,
+        ca_certs=config.ssl_ca_certs,
     )

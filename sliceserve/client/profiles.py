@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from sliceserve.client.errors import SplitError
 from sliceserve.codec.profile_store import ProfileStore, digest_of, is_digest
-from sliceserve.transport.websocket import split_url
+from sliceserve.transport.websocket import split_url, tls_context
 
 # From a digest to the bytes that it stands for, unchecked. Raises SplitError.
 FetchProfile = Callable[[str], Awaitable[bytes]]
@@ -34,9 +34,16 @@ async def hold_profile(store: ProfileStore, digest: str, fetch: FetchProfile) ->
         ) from error
 
 
-async def fetch_profile(server: str, api_key: str | None, timeout_s: float, digest: str) -> bytes:
+async def fetch_profile(
+    server: str,
+    api_key: str | None,
+    timeout_s: float,
+    digest: str,
+    *,
+    ca_certs: str | None = None,
+) -> bytes:
     """Get a profile from the server at base address ``server``, which may be silent for
-    ``timeout_s`` seconds. Raises SplitError."""
+    ``timeout_s`` seconds. ``ca_certs`` as in `tls_context`. Raises SplitError."""
     # Slow to import, and needed once for a model.
     import httpx
 
@@ -44,10 +51,11 @@ async def fetch_profile(server: str, api_key: str | None, timeout_s: float, dige
     headers = {"Accept-Encoding": "identity"}
     if api_key is not None:
         headers["Authorization"] = f"Bearer {api_key}"
+    verify = tls_context(ca_certs) if url.startswith("https:") else True
     data = bytearray()
     try:
         async with (
-            httpx.AsyncClient(headers=headers, timeout=timeout_s) as http,
+            httpx.AsyncClient(headers=headers, timeout=timeout_s, verify=verify) as http,
             http.stream("GET", url) as answer,
         ):
             if answer.status_code != 200:

@@ -43,6 +43,28 @@ class HttpConfig:
         "Security",
         shown="none",
     )
+    ssl_certfile: str | None = setting(
+        None,
+        "The certificate, with its chain, in PEM; clients then come by https and wss.",
+        "Security",
+        shown="no TLS",
+    )
+    ssl_keyfile: str | None = setting(
+        None, "Its private key in PEM.", "Security", shown="in the certificate's file"
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        (),
+        "Where web pages come from whose scripts may ask, * for anywhere (CORS); repeatable.",
+        "Security",
+        shown="nowhere",
+    )
+    allow_credentials: bool = setting(False, "CORS: let pages send cookies along.", "Security")
+    allowed_methods: tuple[str, ...] = setting(
+        ("*",), "CORS: methods that pages may use.", "Security", shown="*"
+    )
+    allowed_headers: tuple[str, ...] = setting(
+        ("*",), "CORS: headers that pages may send.", "Security", shown="*"
+    )
     served_model_name: str | None = setting(
         None, "The model's name in the API.", "Network", shown="the model's own"
     )
@@ -59,6 +81,8 @@ class HttpConfig:
         expect(0 <= self.port <= 65535, "port", "0 to 65535", self.port)
         drain = self.drain_timeout_s
         expect(drain >= 0, "drain_timeout_s", "0 seconds or more", drain)
+        needless = self.ssl_keyfile if self.ssl_certfile is None else None
+        expect(needless is None, "ssl_keyfile", "given with ssl_certfile", needless)
         _ = self.keyring
 
     @property
@@ -147,6 +171,12 @@ class ClientConfig(Patience):
         "Security",
         shown="none",
         secret=True,
+    )
+    ssl_ca_certs: str | None = setting(
+        None,
+        "Certificates in PEM of those whose word for the server counts, in place of the system's.",
+        "Security",
+        shown="the system's",
     )
     prefix_cache: bool = setting(
         True, "Keep what has been computed and sent for requests that begin alike.", "Memory"

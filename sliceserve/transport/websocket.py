@@ -1,6 +1,7 @@
 """The client's end of a WebSocket to a server."""
 
 import json
+import ssl
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
@@ -26,6 +27,18 @@ CLOSE_TIMEOUT_S = 5.0
 # RFC 6455: a control frame carries 125 bytes, two of which are the code.
 _MAX_REASON_BYTES = 123
 _MAX_QUOTED_CHARACTERS = 300
+
+
+def tls_context(ca_certs: str | None) -> ssl.SSLContext:
+    """How servers are checked: by the system's certificates, or by those in the PEM file
+    ``ca_certs`` alone. Raises ValueError for a file that cannot be used."""
+    try:
+        return ssl.create_default_context(cafile=ca_certs)
+    except OSError as error:
+        raise ValueError(
+            f"ssl_ca_certs {ca_certs}: {error.strerror or error}; it must be a file with "
+            "certificates in PEM"
+        ) from error
 
 
 class WebSocketLink:
@@ -90,11 +103,13 @@ async def connect(
     api_key: str | None = None,
     timeout_s: float = 10.0,
     max_size: int = MAX_FRAME_BYTES,
+    ca_certs: str | None = None,
 ) -> WebSocketLink:
     """Open a link to the server at base address ``url`` within ``timeout_s`` seconds.
 
-    ``max_size`` bounds one received message, in bytes. The proxy of the environment is used, if
-    one is set. Raises LinkRefused, or ValueError for an address or a key that cannot be right.
+    ``max_size`` bounds one received message, in bytes. ``ca_certs`` as in `tls_context`. The proxy
+    of the environment is used, if one is set. Raises LinkRefused, or ValueError for an address, a
+    key or a file of certificates that cannot be right.
     """
     target = split_url(url)
     if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
@@ -112,6 +127,7 @@ async def connect(
             ping_timeout=PING_TIMEOUT_S,
             close_timeout=CLOSE_TIMEOUT_S,
             max_size=max_size,
+            ssl=tls_context(ca_certs) if target.startswith("wss:") else None,
         )
     except InvalidStatus as error:
         raise _refused_by_status(target, api_key is not None, error) from error
@@ -120,6 +136,12 @@ async def connect(
             f"{target} did not answer within {timeout_s:g} s; check the address, the network and "
             "the server's load, or allow more time",
             "unreachable",
+        ) from error
+    except ssl.SSLCertVerificationError as error:
+        raise LinkRefused(
+            f"the certificate of {target} is not to be trusted: {error.verify_message}; if it is "
+            "the right server, name the file with its issuer's certificate in ssl_ca_certs",
+            "untrusted",
         ) from error
     except OSError as error:
         raise LinkRefused(

@@ -16,6 +16,7 @@ from sliceserve.configs import (
     CacheConfig,
     CodecConfig,
     EngineConfig,
+    HttpConfig,
     LayerConfig,
     ModelConfig,
     SchedulerConfig,
@@ -138,7 +139,14 @@ async def serve(backend_of):
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
-            engine, *, api_keys=None, tenants=(), drain_timeout_s=5.0, name="tiny", **settings
+            engine,
+            *,
+            api_keys=None,
+            tenants=(),
+            drain_timeout_s=5.0,
+            split_limits=None,
+            name="tiny",
+            **http,
         ):
             sock = stack.enter_context(bind("127.0.0.1", 0))
             shutdown = Shutdown()
@@ -151,8 +159,8 @@ async def serve(backend_of):
                     engine.stop,
                     url.set_result,
                     accounts=accounts_of(api_keys, tenants),
-                    drain_timeout_s=drain_timeout_s,
-                    **settings,
+                    http=HttpConfig(drain_timeout_s=drain_timeout_s, **http),
+                    split_limits=split_limits,
                 )
             )
 

@@ -13,6 +13,7 @@ from split_peer import connect
 from sliceserve.api.hosting import serve as serve_backend
 from sliceserve.api.listening import ServerError, bind
 from sliceserve.api.shutdown import Interrupted, Shutdown
+from sliceserve.configs import HttpConfig
 from sliceserve.transport.messages import Bye, Drain, Opened
 
 COMPLETION = {"model": "tiny", "prompt": "Hi"}
@@ -59,7 +60,7 @@ async def test_a_port_that_is_taken_while_the_model_loads(fake, backend_of, serv
                     Shutdown(),
                     engine.stop,
                     lambda url: None,
-                    drain_timeout_s=1.0,
+                    http=HttpConfig(),
                 )
 
 

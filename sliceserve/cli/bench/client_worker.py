@@ -25,9 +25,9 @@ from sliceserve.cli.bench.replay import replay
 from sliceserve.cli.bench.shared_head import SharedHead, StartedOnce
 from sliceserve.cli.bench.timeline import Timeline
 from sliceserve.cli.bench.workload import time_request
+from sliceserve.client.build import dial_server, fetch_from
 from sliceserve.client.connection import Connection, Dialer
 from sliceserve.client.errors import SplitError
-from sliceserve.client.profiles import fetch_profile
 from sliceserve.client.session import SplitSession
 from sliceserve.client.stats import RequestStats
 from sliceserve.codec.registry import wire_id
@@ -39,9 +39,8 @@ from sliceserve.models.errors import ModelError
 from sliceserve.models.resolve import fingerprint, resolve_model
 from sliceserve.models.spec import ModelSpec
 from sliceserve.transport.frames import ProtocolError
-from sliceserve.transport.link import Link, LinkClosed
+from sliceserve.transport.link import LinkClosed
 from sliceserve.transport.messages import PROTOCOL_VERSION, Bye, Hello, Welcome
-from sliceserve.transport.websocket import connect
 
 # Handshakes at once: a server's queue of new connections is not endless.
 _NUM_DIALS = 32
@@ -181,15 +180,12 @@ async def _generating(
 ) -> _Requester:
     config = assignment.config
 
-    async def dial() -> Link:
-        return await connect(config.server, config.api_key, config.connect_timeout_s)
-
     session = SplitSession(
-        dial,
+        partial(dial_server, config),
         lambda welcome: heads.share(welcome, client),
         hello,
         config,
-        partial(fetch_profile, config.server, config.api_key, config.timeout_s),
+        fetch_from(config),
     )
     await session.start()
     stack.push_async_callback(session.close)
@@ -201,10 +197,7 @@ async def _replaying(
 ) -> _Requester:
     config = assignment.config
 
-    async def dial() -> Link:
-        return await connect(config.server, config.api_key, config.connect_timeout_s)
-
-    dialer = Dialer(dial, hello, config)
+    dialer = Dialer(partial(dial_server, config), hello, config)
     requester = _ReplayRequester(await dialer.connect(), assignment, client)
     stack.push_async_callback(requester.close)
     return requester

@@ -12,14 +12,13 @@ from dataclasses import replace
 from sliceserve.cli.bench.fleet_messages import Outcome, Recording
 from sliceserve.cli.bench.timeline import Timeline
 from sliceserve.cli.bench.workload import OnToken, time_request
-from sliceserve.client.build import make_session
+from sliceserve.client.build import dial_server, make_session
 from sliceserve.client.connection import Connection
 from sliceserve.client.errors import RequestFailed
 from sliceserve.configs import ClientConfig, SamplingParams
 from sliceserve.transport.frames import DataFrame, decode, frames_for
 from sliceserve.transport.link import Link
 from sliceserve.transport.messages import Credit, Error, Open, Opened, Token, Want, Welcome
-from sliceserve.transport.websocket import connect
 
 
 class _RecordedLink:
@@ -64,8 +63,7 @@ async def record(
     packets: dict[int, bytes] = {}
 
     async def dial() -> Link:
-        link = await connect(config.server, config.api_key, config.timeout_s)
-        return _RecordedLink(link, packets)
+        return _RecordedLink(await dial_server(config), packets)
 
     session = make_session(replace(config, split=cut), dial)
     recordings = []
