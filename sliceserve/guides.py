@@ -66,7 +66,7 @@ def grammar(text: str) -> str:
     """Text of a context-free grammar: Lark as llguidance reads it, or GBNF as llama.cpp does.
     Raises GuideError for what is neither."""
     if "::=" in text:
-        converter = _llguidance().gbnf_to_lark
+        converter = load_llguidance().gbnf_to_lark
         try:
             text = converter.any_to_lark(text)
         except converter.GbnfToLarkError as error:
@@ -122,7 +122,7 @@ def repeated(part: Part, *, separator: Part | None = None, at_most: int | None =
 def check(guide: str) -> list[str]:
     """Warnings about ``guide``, as of keywords that a lenient schema ignores. Raises GuideError if
     it cannot be followed. Takes milliseconds, large ones longer."""
-    matcher = _llguidance().LLMatcher
+    matcher = load_llguidance().LLMatcher
     is_error, messages = matcher.validate_grammar_with_warnings(guide, limits=limits())
     if is_error:
         raise GuideError(one_line(messages[0]))
@@ -131,18 +131,20 @@ def check(guide: str) -> list[str]:
 
 def limits() -> "LLParserLimits":
     """What a guide may cost whoever compiles and follows it."""
-    chosen: LLParserLimits = _llguidance().LLParserLimits(
+    chosen: LLParserLimits = load_llguidance().LLParserLimits(
         max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False
     )
     return chosen
 
 
 def one_line(message: str) -> str:
-    """llguidance's words without the picture of the place."""
-    return " ".join(message.split("\n   1 |")[0].split())
+    """llguidance's words without the picture of the place, and the state of its parser."""
+    words = re.split(r"\n +\d+ \||\n<state>", message, maxsplit=1)[0]
+    return " ".join(words.split())
 
 
-def _llguidance() -> Any:
+def load_llguidance() -> Any:
+    """The package, whose import waits for the first guide. Raises GuideError without it."""
     try:
         import llguidance
         import llguidance.gbnf_to_lark

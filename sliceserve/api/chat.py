@@ -12,6 +12,7 @@ from starlette.responses import Response
 from sliceserve.api.answering import answer, plan_job
 from sliceserve.api.backend import Backend
 from sliceserve.api.conversation import AnswerReader, ChatPrompt, make_prompt
+from sliceserve.api.guiding import wanted_guide
 from sliceserve.api.logprobs import chat_logprobs, prompt_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import ChatCompletionRequest
@@ -43,7 +44,7 @@ async def create_chat_completion(
         request,
         [prompt.token_ids],
         backend,
-        guide=prompt.guide,
+        guide=prompt.guide or await wanted_guide(request),
         shows_special_tokens=prompt.shows_special_tokens,
     )
     form = _ChatFormat(request, prompt, backend)

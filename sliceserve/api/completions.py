@@ -14,6 +14,7 @@ from sliceserve.api.answering import answer, plan_job
 from sliceserve.api.backend import Backend
 from sliceserve.api.echo import Echo, echo_ids, echo_text
 from sliceserve.api.errors import invalid
+from sliceserve.api.guiding import wanted_guide
 from sliceserve.api.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import CompletionRequest
@@ -33,7 +34,9 @@ async def create_completion(
     if not request.prompts:
         raise invalid("the list of prompts is empty", "prompt")
     prompts = await asyncio.to_thread(_read_prompts, request, backend.tokenizer)
-    job = plan_job(http, request, [list(prompt.token_ids) for prompt in prompts], backend)
+    token_ids = [list(prompt.token_ids) for prompt in prompts]
+    guide = await wanted_guide(request)
+    job = plan_job(http, request, token_ids, backend, guide=guide)
     form = _CompletionFormat(request, prompts, backend)
     return await answer(http, job, form, backend, metrics)
 

@@ -98,6 +98,9 @@ class Adjustments:
             sampling = request.sampling
             if sampling is None or len(request.outputs) >= sampling.min_tokens:
                 continue
+            if sampling.guide is not None:
+                # Where only an end may follow there is no choice, and the guide knows.
+                continue
             ends = {token_id for token_id in sampling.stop_token_ids if token_id < vocab_size}
             if not sampling.ignore_eos:
                 ends |= self._eos_token_ids

@@ -9,6 +9,7 @@ from sliceserve.codec.base import Codec, max_packet_bytes
 from sliceserve.codec.registry import build_codec, known_codecs
 from sliceserve.configs import CodecConfig, EngineConfig, LayerConfig, ModelConfig
 from sliceserve.engine.engine import Engine
+from sliceserve.engine.grammars import Grammars
 from sliceserve.engine.layers import Layers
 from sliceserve.engine.messages import EngineInfo, ProfileInfo, packet_codec
 from sliceserve.engine.parallel import Leader
@@ -71,7 +72,8 @@ def build_engine(
         info.eos_token_ids,
         max_packet_bytes(spec.hidden_size),
     )
-    return Engine(info, config.scheduler, scheduler, runner)
+    grammars = Grammars(path, spec.vocab_size, spec.eos_token_ids)
+    return Engine(info, config.scheduler, scheduler, runner, grammars)
 
 
 def _choose(config: EngineConfig, path: Path, spec: ModelSpec) -> EngineConfig:

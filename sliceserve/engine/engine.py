@@ -5,12 +5,14 @@ import itertools
 import secrets
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future
 
 import msgspec
 
 from sliceserve.codec.base import CodecError, max_packet_bytes
 from sliceserve.configs import SamplingParams, SchedulerConfig
 from sliceserve.engine.distribution import Distribution
+from sliceserve.engine.grammars import Grammar, Grammars
 from sliceserve.engine.messages import (
     AppendPackets,
     AppendTokens,
@@ -25,6 +27,7 @@ from sliceserve.engine.messages import (
 from sliceserve.engine.runner import BadRow, Runner
 from sliceserve.engine.timing import Timekeeper
 from sliceserve.engine.turnover import Turnovers
+from sliceserve.guides import GuideError
 from sliceserve.scheduler.errors import RequestRefused
 from sliceserve.scheduler.plan import SampledToken, StepOutput, StepPlan
 from sliceserve.scheduler.reports import Progress
@@ -33,6 +36,8 @@ from sliceserve.scheduler.scheduler import Scheduler
 
 # Rows of a step, and requests: powers of two.
 _STEP_SIZES = [2.0**i for i in range(15)]
+# How long a grammar that is compiled may wait for an engine that has nothing else to do.
+_COMPILING_POLL_S = 0.002
 
 
 class Engine:
@@ -42,12 +47,20 @@ class Engine:
     """
 
     def __init__(
-        self, info: EngineInfo, config: SchedulerConfig, scheduler: Scheduler, runner: Runner
+        self,
+        info: EngineInfo,
+        config: SchedulerConfig,
+        scheduler: Scheduler,
+        runner: Runner,
+        grammars: Grammars,
     ) -> None:
         self.info = info
         self._config = config
         self._scheduler = scheduler
         self._runner = runner
+        self._grammars = grammars
+        # What shall be opened once its grammar is compiled.
+        self._unopened: dict[str, tuple[Open, Future[Grammar]]] = {}
         # When a request whose client has gone is dropped, in time.monotonic seconds.
         self._deadlines: dict[str, float] = {}
         # The newest token of each request: the one that may be lost with its client's connection.
@@ -69,11 +82,12 @@ class Engine:
 
         Raises RanksLost when another rank of this engine has ended, and the engine has too."""
         self._runner.expect_alive()
+        news = self._open_compiled()
         supplied = self._scheduler.supply()
         now = time.monotonic()
         for request in supplied:
             self._times.admit(request, now)
-        news = [self._credit_news(request) for request in supplied]
+        news += [self._credit_news(request) for request in supplied]
         plan = self._scheduler.schedule()
         if plan is None:
             return news or None
@@ -101,8 +115,7 @@ class Engine:
             try:
                 return plan, self._runner.run(plan), failures
             except BadRow as error:
-                code = "internal_error" if self.is_head else "invalid_packet"
-                failures.append(self._end(error.request_id, code, str(error)))
+                failures.append(self._end(error.request_id, error.code, str(error)))
                 plan = StepPlan([r for r in plan.requests if r.request_id != error.request_id])
         return plan, StepOutput(), failures
 
@@ -111,12 +124,15 @@ class Engine:
         try:
             return self._handle(command)
         except RequestRefused as refused:
-            # A request that broke a rule ends; one that was never there stays so.
-            end = self._end(command.request_id, refused.code, str(refused))
-            if not isinstance(command, Open):
-                return [end]
-            wait_s = self._retry_after_s(command.tenant) if refused.code == "overloaded" else None
-            return [msgspec.structs.replace(end, opened=True, retry_after_s=wait_s)]
+            return [self._refuse(command, refused)]
+
+    def _refuse(self, command: RequestCommand, refused: RequestRefused) -> RequestOutput:
+        """A request that broke a rule ends; one that was never there stays so."""
+        end = self._end(command.request_id, refused.code, str(refused))
+        if not isinstance(command, Open):
+            return end
+        wait_s = self._retry_after_s(command.tenant) if refused.code == "overloaded" else None
+        return msgspec.structs.replace(end, opened=True, retry_after_s=wait_s)
 
     def _handle(self, command: RequestCommand) -> list[RequestOutput]:
         if isinstance(command, Open):
@@ -135,7 +151,7 @@ class Engine:
         return []
 
     def __contains__(self, request_id: str) -> bool:
-        return self._scheduler.get(request_id) is not None
+        return request_id in self._unopened or self._scheduler.get(request_id) is not None
 
     def expire(self) -> list[str]:
         """Drop the requests whose clients stayed away too long, and name them."""
@@ -145,8 +161,11 @@ class Engine:
             self._forget(request_id)
         return expired
 
-    def seconds_to_expiry(self) -> float | None:
-        """Until the next detached request is due; None when there is none."""
+    def seconds_to_work(self) -> float | None:
+        """How long an engine that has nothing to do may wait for a command: until the next detached
+        request is due, or a moment where grammars are compiled; None is for ever."""
+        if self._unopened:
+            return _COMPILING_POLL_S
         # All wait equally long, so the dict's order is the order of their deadlines.
         deadline = next(iter(self._deadlines.values()), None)
         return None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -184,7 +203,8 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Give back what lies outside this process."""
+        """Give back what lies outside this thread."""
+        self._grammars.close()
         self._runner.close()
 
     def check(self) -> None:
@@ -199,6 +219,35 @@ class Engine:
             return [self._attach(command, live)]
         self._forget(command.request_id)
         self._expect_servable(command)
+        guide = command.sampling.guide
+        if guide is None or self.is_head:
+            return [self._begin(command, None)]
+        grammar = self._grammars.compile(guide)
+        if grammar.done():
+            return [self._begin_guided(command, grammar)]
+        if len(self._unopened) >= self._config.max_queued:
+            raise RequestRefused("overloaded", "too many guides wait to be compiled already")
+        self._unopened[command.request_id] = command, grammar
+        return []
+
+    def _open_compiled(self) -> list[RequestOutput]:
+        """Begin what has waited for its grammar."""
+        news = []
+        for command, grammar in [item for item in self._unopened.values() if item[1].done()]:
+            del self._unopened[command.request_id]
+            try:
+                news.append(self._begin_guided(command, grammar))
+            except RequestRefused as refused:
+                news.append(self._refuse(command, refused))
+        return news
+
+    def _begin_guided(self, command: Open, grammar: "Future[Grammar]") -> RequestOutput:
+        try:
+            return self._begin(command, grammar.result())
+        except GuideError as error:
+            raise RequestRefused("invalid_request", str(error)) from error
+
+    def _begin(self, command: Open, grammar: Grammar | None) -> RequestOutput:
         request = Request(
             command.request_id,
             num_prompt=command.num_prompt,
@@ -212,13 +261,15 @@ class Engine:
             priority=command.priority,
         )
         self._scheduler.add(request, command.prefix, may_queue=command.may_queue)
+        if grammar is not None:
+            self._runner.guide(command.request_id, grammar)
         now = time.monotonic()
         self._turnovers.begin(request.tenant, now)
         self._times.open(request, now)
         if request.entry_layer == 0 or request.credit > 0:
             self._times.admit(request, now)
         self._times.note_ready(request, now)
-        return [msgspec.structs.replace(self._opened(request), packets=request.packets[:])]
+        return msgspec.structs.replace(self._opened(request), packets=request.packets[:])
 
     def _attach(self, command: Open, request: Request) -> RequestOutput:
         """The request lives: say where it stands, and again the token that its client missed."""
@@ -314,6 +365,8 @@ class Engine:
         return self._turnovers.seconds_for(whose, num_ends, time.monotonic())
 
     def _forget(self, request_id: str) -> None:
+        if self._unopened.pop(request_id, None) is not None:
+            self._deadlines.pop(request_id, None)
         if (request := self._scheduler.get(request_id)) is not None:
             self._scheduler.cancel(request_id)
             self._drop_notes(request)

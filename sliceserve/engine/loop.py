@@ -39,7 +39,7 @@ def run_loop(engine: Engine, mailbox: Mailbox) -> None:
     idle = False
     while True:
         desk.expire()
-        received = mailbox.receive(engine.seconds_to_expiry() if idle else 0.0)
+        received = mailbox.receive(engine.seconds_to_work() if idle else 0.0)
         if received is None:
             return
         answers = [answer for peer, command in received for answer in desk.handle(peer, command)]

@@ -13,6 +13,8 @@ from sliceserve.codec.registry import codec_for_wire, known_codecs, warm_up
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.adjustments import Adjustments
 from sliceserve.engine.batch import Batch
+from sliceserve.engine.grammars import Grammar
+from sliceserve.engine.guides import Guides, OffGuide
 from sliceserve.engine.layers import Layers
 from sliceserve.engine.parallel import Leader
 from sliceserve.engine.sampler import sample
@@ -23,12 +25,13 @@ from sliceserve.scheduler.plan import PromptLogprob, ScheduledRequest, StepOutpu
 
 
 class BadRow(RuntimeError):
-    """A row of ``request_id`` that cannot be decoded or encoded. Nothing of the step counts; it can
-    run again without that request."""
+    """A row of ``request_id`` that cannot be decoded, encoded or followed by a token. Nothing of
+    the step counts; it can run again without that request. ``code`` is for programs."""
 
-    def __init__(self, request_id: str, message: str) -> None:
+    def __init__(self, request_id: str, code: str, message: str) -> None:
         super().__init__(message)
         self.request_id = request_id
+        self.code = code
 
 
 class Runner:
@@ -60,6 +63,7 @@ class Runner:
         self._codecs = dict(codecs or {})
         self._states = DecodedStates(layers.block_size)
         self._adjustments = Adjustments(self._decoder.spec.eos_token_ids)
+        self._guides = Guides(self._decoder.spec.eos_token_ids)
         self._exit = Stopwatch(self._hidden.device)
 
     def codec(self, name: str) -> Codec:
@@ -68,15 +72,21 @@ class Runner:
             self._codecs[name] = codec_for_wire(name, self._decoder.spec.hidden_size)
         return self._codecs[name]
 
+    def guide(self, request_id: str, grammar: Grammar) -> None:
+        """What ``request_id`` samples from now on follows ``grammar``, until it is forgotten."""
+        self._guides.begin(request_id, grammar)
+
     def forget(self, request_id: str) -> None:
         """The request has ended."""
         self._states.forget(request_id)
         self._adjustments.forget(request_id)
+        self._guides.forget(request_id)
 
     def check(self, live: Container[str]) -> None:
         """Raise SchedulerError if anything is kept of requests that are not ``live``."""
         self._states.check(live)
         self._adjustments.check(live)
+        self._guides.check(live)
 
     def expect_alive(self) -> None:
         """Raise RanksLost if another rank has ended."""
@@ -168,7 +178,8 @@ class Runner:
         try:
             codec.decode(packets, out, runs)
         except CodecError as error:
-            raise _bad_row(requests, [r.num_tokens for r in requests], error) from error
+            counts = [r.num_tokens for r in requests]
+            raise _bad_row("invalid_packet", requests, counts, error) from error
 
     def _encode(
         self,
@@ -196,7 +207,7 @@ class Runner:
         try:
             packets = iter(encoder.encode(hidden, runs) if len(hidden) else ())
         except CodecError as error:
-            raise _bad_row(requests, counts, error) from error
+            raise _bad_row("internal_error", requests, counts, error) from error
         for request, count in zip(requests, counts, strict=True):
             output.packets[request.request_id] = list(islice(packets, count))
 
@@ -207,9 +218,17 @@ class Runner:
         logits = self._decoder.logits(hidden)  # (B, vocab)
         params = [p for r in requests if (p := r.sampling) is not None]
         positions = [r.start + r.num_tokens for r in requests]
-        tokens = sample(logits, params, positions, lambda x: self._adjustments.apply(x, requests))
+        tokens = sample(logits, params, positions, lambda x: self._adjust(x, requests))
         for request, token in zip(requests, tokens, strict=True):
             output.sampled[request.request_id] = token
+
+    def _adjust(self, logits: torch.Tensor, requests: Sequence[ScheduledRequest]) -> None:
+        """Change ``logits`` (B, vocab) as the requests of its rows ask."""
+        self._adjustments.apply(logits, requests)
+        try:
+            self._guides.apply(logits, requests)
+        except OffGuide as error:
+            raise BadRow(error.request_id, "invalid_request", str(error)) from error
 
     def _score(
         self,
@@ -251,8 +270,8 @@ def _scored_rows(requests: Sequence[ScheduledRequest], batch: Batch) -> list[int
 
 
 def _bad_row(
-    requests: Sequence[ScheduledRequest], counts: Sequence[int], error: CodecError
+    code: str, requests: Sequence[ScheduledRequest], counts: Sequence[int], error: CodecError
 ) -> BadRow:
     """Which of ``requests``, with ``counts`` rows each, the row at ``error.index`` belongs to."""
     ends = list(accumulate(counts))
-    return BadRow(requests[bisect_right(ends, error.index)].request_id, str(error))
+    return BadRow(requests[bisect_right(ends, error.index)].request_id, code, str(error))

@@ -275,7 +275,8 @@ class Scheduler:
         sampling = request.sampling
         if token_id in sampling.stop_token_ids:
             return "stop"
-        if token_id in self._eos_token_ids and not sampling.ignore_eos:
+        # A guide lets an answer that shall ignore its end come there only where it must.
+        if token_id in self._eos_token_ids and (sampling.guide or not sampling.ignore_eos):
             return "stop"
         num_outputs = len(request.outputs)
         if (

@@ -7,15 +7,12 @@ from pydantic import Field, model_validator
 
 from sliceserve.api.protocol.conversation import Conversation
 from sliceserve.api.protocol.generation import ScoredRequest
-from sliceserve.api.protocol.parts import Part, neutral, replaced_by
+from sliceserve.api.protocol.parts import neutral, replaced_by
+from sliceserve.api.protocol.structured import FormattedRequest
 from sliceserve.configs.sampling import MAX_LOGPROBS
 
 
-class ResponseFormat(Part):
-    type: Annotated[str, neutral("text")] = "text"
-
-
-class ChatCompletionRequest(Conversation, ScoredRequest):
+class ChatCompletionRequest(Conversation, FormattedRequest, ScoredRequest):
     """Body of POST /v1/chat/completions."""
 
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -24,7 +21,6 @@ class ChatCompletionRequest(Conversation, ScoredRequest):
 
     metadata: dict[str, str] | None = None
     store: Annotated[bool | None, neutral(False)] = None
-    response_format: ResponseFormat | None = None
     functions: Annotated[Any, replaced_by("tools")] = None
     function_call: Annotated[Any, replaced_by("tool_choice")] = None
     modalities: Annotated[list[str] | None, neutral(["text"])] = None

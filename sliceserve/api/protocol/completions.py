@@ -7,13 +7,14 @@ from pydantic import Field, model_validator
 
 from sliceserve.api.protocol.generation import MAX_CHOICES, ScoredRequest
 from sliceserve.api.protocol.parts import Text, TokenId, neutral, one_of
+from sliceserve.api.protocol.structured import FormattedRequest
 from sliceserve.configs.sampling import MAX_LOGPROBS
 
 # OpenAI's own default for completions.
 _COMPLETION_MAX_TOKENS = 16
 
 
-class CompletionRequest(ScoredRequest):
+class CompletionRequest(FormattedRequest, ScoredRequest):
     """Body of POST /v1/completions.
 
     A ``prompt`` of null is the token that ends a text. With ``echo`` the prompt is a part of the

@@ -13,6 +13,7 @@ from sliceserve.api.protocol.parts import (
     neutral,
     one_of,
 )
+from sliceserve.api.protocol.structured import GuidedRequest
 from sliceserve.configs import SamplingParams
 from sliceserve.configs.sampling import MAX_LOGPROBS, MAX_STOP_TOKENS
 
@@ -28,7 +29,7 @@ class StreamOptions(Part):
     include_obfuscation: Annotated[bool | None, neutral(False)] = None
 
 
-class GenerationRequest(Part):
+class GenerationRequest(GuidedRequest):
     """What the endpoints share."""
 
     model: Text

@@ -9,6 +9,7 @@ from sliceserve.api.answering import answer, plan_job
 from sliceserve.api.backend import Backend
 from sliceserve.api.conversation import make_prompt
 from sliceserve.api.errors import invalid
+from sliceserve.api.guiding import wanted_guide
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import ResponsesRequest
 from sliceserve.api.protocol.conversation import Conversation
@@ -25,7 +26,8 @@ async def create_response(
     backend.expect_generator()
     conversation = Conversation(messages=_messages(request))
     prompt = await asyncio.to_thread(make_prompt, conversation, backend)
-    job = plan_job(http, request, [prompt.token_ids], backend)
+    guide = await wanted_guide(request)
+    job = plan_job(http, request, [prompt.token_ids], backend, guide=guide)
     return await answer(http, job, ResponseFormat(request, backend), backend, metrics)
 
 
