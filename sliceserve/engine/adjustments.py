@@ -26,8 +26,8 @@ class Adjustments:
         self._histories: dict[str, _History] = {}
 
     def apply(self, logits: torch.Tensor, requests: Sequence[ScheduledRequest]) -> None:
-        """Change ``logits`` (B, vocab) float32 in place; row i is for the next token of
-        ``requests[i]``, all of which sample."""
+        """Change ``logits`` (B, vocab) float32, contiguous, in place; row i is for the next token
+        of ``requests[i]``, all of which sample."""
         self._add_biases(logits, requests)
         self._penalize(logits, requests)
         self._forbid_ends(logits, requests)
@@ -51,8 +51,9 @@ class Adjustments:
         ]
         if biases:
             rows, token_ids, values = zip(*biases, strict=True)
-            places = _on(logits, np.array(rows)), _on(logits, np.array(token_ids))
-            logits[places] += _on(logits, np.array(values, dtype=np.float32))
+            places = _places(logits, np.array(rows), np.array(token_ids))
+            biases_there = _on(logits, np.array(values, dtype=np.float32))
+            logits.view(-1).index_add_(0, places, biases_there)
 
     def _penalize(self, logits: torch.Tensor, requests: Sequence[ScheduledRequest]) -> None:
         rows, penalties, histories = [], [], []
@@ -71,18 +72,16 @@ class Adjustments:
         if not rows:
             return
         sizes = [len(history.token_ids) for history in histories]
-        places = (
-            _on(logits, np.repeat(rows, sizes)),
-            _on(logits, np.concatenate([np.array(h.token_ids) for h in histories])),
-        )
+        token_ids = np.concatenate([np.array(h.token_ids) for h in histories])
+        places = _places(logits, np.repeat(rows, sizes), token_ids)
         counts = _on(logits, np.concatenate([np.array(h.counts) for h in histories]))
         per_place = np.repeat(np.array(penalties, dtype=np.float32), sizes, axis=0)
         repetition, frequency, presence = _on(logits, per_place).unbind(1)
-        values = logits[places]
+        values = logits.view(-1).index_select(0, places)
         values = torch.where(values > 0, values / repetition, values * repetition)
         values -= frequency * counts
         values -= presence * (counts > 0)
-        logits[places] = values
+        logits.view(-1).index_copy_(0, places, values)
 
     def _history(self, request: ScheduledRequest) -> "_History":
         history = self._histories.get(request.request_id)
@@ -107,7 +106,8 @@ class Adjustments:
             rows += [row] * len(ends)
             token_ids += ends
         if rows:
-            logits[_on(logits, np.array(rows)), _on(logits, np.array(token_ids))] = -torch.inf
+            places = _places(logits, np.array(rows), np.array(token_ids))
+            logits.view(-1).index_fill_(0, places, -torch.inf)
 
 
 class _History:
@@ -134,6 +134,12 @@ class _History:
             self.token_ids.append(token_id)
             self.counts.append(0.0)
         return place
+
+
+def _places(logits: torch.Tensor, rows: np.ndarray, token_ids: np.ndarray) -> torch.Tensor:
+    """Where they are in ``logits.view(-1)``: one index is ten times as fast as a pair is on a
+    CPU. No place may come twice."""
+    return _on(logits, rows * logits.shape[-1] + token_ids)
 
 
 def _on(logits: torch.Tensor, values: np.ndarray) -> torch.Tensor:

@@ -215,7 +215,7 @@ class Runner:
         self, hidden: torch.Tensor, requests: Sequence[ScheduledRequest], output: StepOutput
     ) -> None:
         """The tokens after ``hidden`` (B, hidden), the last row of each of ``requests``."""
-        logits = self._decoder.logits(hidden)  # (B, vocab)
+        logits = self._decoder.logits(hidden).contiguous()  # (B, vocab)
         params = [p for r in requests if (p := r.sampling) is not None]
         positions = [r.start + r.num_tokens for r in requests]
         tokens = sample(logits, params, positions, lambda x: self._adjust(x, requests))
