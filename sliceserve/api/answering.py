@@ -18,8 +18,10 @@ from sliceserve.api.limits import Account
 from sliceserve.api.metrics import Metrics, RequestTimer
 from sliceserve.api.protocol import GenerationRequest
 from sliceserve.api.replies import PromptTokensDetails, Usage, as_json
+from sliceserve.api.traces import RequestTrace
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.generation import Caller, GenerationError, TextChunk, stream_text
+from sliceserve.tracing import read_trace_parent
 
 # One request may not fill the engine by itself.
 MAX_ANSWERS = 128
@@ -52,15 +54,17 @@ class Answer:
 
 @dataclass(slots=True)
 class Job:
-    """A request, ready to run. ``answers`` are ordered by prompt, then by choice; with
-    ``shows_special_tokens`` those are a part of their text. ``num_sampled`` counts the tokens of
-    each so far, ``num_cached`` how much of its prompt was in a prefix cache, once that is known."""
+    """A request, ready to run. ``answers`` are ordered by prompt, then by choice; ``operation`` is
+    what traces call it. With ``shows_special_tokens`` those are a part of the answers' text.
+    ``num_sampled`` counts the tokens of each so far, ``num_cached`` how much of its prompt was in a
+    prefix cache, once that is known."""
 
     request: GenerationRequest
     account: Account
     caller: Caller
     answers: list[Answer]
     num_prompt_tokens: int
+    operation: str
     shows_special_tokens: bool = False
     num_sampled: Counter[int] = field(default_factory=Counter)
     num_cached: Counter[int] = field(default_factory=Counter)
@@ -112,9 +116,13 @@ def plan_job(
             answers.append(Answer(prompt, sampling))
     num_prompt_tokens = sum(map(len, prompts))
     account.admit(num_prompt_tokens)
-    caller = Caller(account.name, account.priority(request.priority))
+    trace_parent = read_trace_parent(http.headers.get("traceparent", ""))
+    caller = Caller(account.name, account.priority(request.priority), trace_parent)
+    operation = "text_completion" if http.url.path == "/v1/completions" else "chat"
     shows_special_tokens = shows_special_tokens or not request.skip_special_tokens
-    return Job(request, account, caller, answers, num_prompt_tokens, shows_special_tokens)
+    return Job(
+        request, account, caller, answers, num_prompt_tokens, operation, shows_special_tokens
+    )
 
 
 async def answer(
@@ -192,6 +200,9 @@ async def _run(
 ) -> None:
     """Put the chunks of one answer, then None, or the error that ended it."""
     wanted = job.answers[index]
+    caller, trace = job.caller, _start_trace(job, wanted, backend)
+    if trace is not None:
+        caller = replace(caller, trace_parent=trace.traceparent)
     timer = RequestTimer(
         metrics,
         "thin",
@@ -199,6 +210,7 @@ async def _run(
         len(wanted.prompt),
         # The prompt that several choices share counts once.
         shares_prompt=index % job.request.num_choices > 0,
+        trace=trace,
     )
     chunks = stream_text(
         backend.expect_generator(),
@@ -206,7 +218,7 @@ async def _run(
         wanted.prompt,
         wanted.sampling,
         job.request.stop_strings,
-        job.caller,
+        caller,
         include_stop=job.request.include_stop_str_in_output,
         skip_special_tokens=not job.shows_special_tokens,
     )
@@ -217,19 +229,34 @@ async def _run(
                 # The one token that an engine makes at least is nobody's.
                 chunk = replace(chunk, text="", token=None, finish_reason="length")
             if chunk.token is not None:
-                timer.token(chunk.num_cached)
+                timer.token(chunk.num_cached, chunk.times)
             if chunk.finish_reason is not None:
                 timer.finish(chunk.finish_reason)
                 last = None
             await waiting.put((index, chunk))
     except Exception as error:
+        timer.fail(str(error))
         last = error
     except asyncio.CancelledError:
-        timer.abort()
+        if last is not None:
+            timer.abort()
         raise
     finally:
         await chunks.aclose()
     await waiting.put((index, last))
+
+
+def _start_trace(job: Job, wanted: Answer, backend: Backend) -> RequestTrace | None:
+    if backend.tracing is None:
+        return None
+    return RequestTrace(
+        backend.tracing,
+        job.operation,
+        backend.models[0],
+        job.caller.trace_parent,
+        wanted.sampling,
+        len(wanted.prompt),
+    )
 
 
 async def _while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:

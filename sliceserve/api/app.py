@@ -48,19 +48,17 @@ def create_app(
     accounts: Accounts | None = None,
     lifecycle: Lifecycle | None = None,
     split_limits: SplitLimits | None = None,
-    max_metric_tenants: int = 20,
 ) -> FastAPI:
     """Routes over ``backend``. ``accounts`` are who may enter; without them, everybody. Of ``http``
-    the origins of web pages matter here, and whether there is a dashboard. ``lifecycle`` is how
-    whoever runs the app drains it. Of the tenants the first ``max_metric_tenants`` are told apart
-    in /metrics.
+    the origins of web pages matter here, whether there is a dashboard, and how many tenants
+    /metrics tells apart. ``lifecycle`` is how whoever runs the app drains it.
 
     Call it on the event loop that will run the app.
     """
     http = http or HttpConfig()
     lifecycle = lifecycle or Lifecycle()
     accounts = accounts or Accounts(Keyring())
-    tenants = accounts.names[:max_metric_tenants]
+    tenants = accounts.names[: http.max_metric_tenants]
     metrics = Metrics(tenants, serves_split=backend.engine is not None)
     app = FastAPI(title="SliceServe", version=__version__, redirect_slashes=False)
     # Where `ErrorResponse` finds them.
@@ -80,7 +78,9 @@ def create_app(
     _add_tokenizer_routes(app, backend)
     _add_status_routes(app, backend, lifecycle, metrics, http.dashboard)
     if backend.engine is not None:
-        split = SplitEndpoint(backend.models[0], backend.engine, lifecycle, metrics, split_limits)
+        split = SplitEndpoint(
+            backend.models[0], backend.engine, lifecycle, metrics, split_limits, backend.tracing
+        )
         _add_split_routes(app, split)
     return app
 

@@ -10,6 +10,7 @@ from sliceserve.engine.client import EngineClient
 from sliceserve.engine.generation import Generator
 from sliceserve.engine.messages import EngineStats
 from sliceserve.models.tokenizer import Tokenizer
+from sliceserve.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +19,8 @@ class Backend:
     an engine lacks the first layers, so that only split clients can use it. ``engine`` is what
     split clients connect to; None on a gateway. ``stats`` asks the engine of this machine, and
     raises EngineDead when that is gone. ``session`` tells what a gateway has sent to its server.
-    ``chat`` says how chats are wanted; its template has been read."""
+    ``chat`` says how chats are wanted; its template has been read. ``tracing``, which is its
+    owner's to close, gets a span for each request."""
 
     models: tuple[str, ...]
     fingerprint: str
@@ -28,6 +30,7 @@ class Backend:
     stats: Callable[[], Awaitable[EngineStats]]
     session: Callable[[], SessionStats] | None = None
     chat: ChatConfig = field(default_factory=ChatConfig)
+    tracing: Tracing | None = None
 
     @property
     def max_model_len(self) -> int:

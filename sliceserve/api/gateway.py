@@ -36,6 +36,7 @@ async def run_gateway(
                 engine=None,
                 stats=llm.head.stats,
                 session=lambda: llm.stats,
+                tracing=llm.generator.tracing,
                 chat=with_template_read(config.chat),
             )
             await serve(

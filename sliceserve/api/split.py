@@ -20,6 +20,7 @@ from sliceserve.api.split_session import Ending, Session, in_wire_words, receive
 from sliceserve.engine.client import EngineClient
 from sliceserve.engine.messages import EngineInfo
 from sliceserve.engine.profiles import profile_store
+from sliceserve.tracing import Tracing
 from sliceserve.transport.frames import MAX_FRAME_BYTES, MAX_FRAME_TOKENS, ProtocolError
 from sliceserve.transport.link import CloseCode
 from sliceserve.transport.messages import (
@@ -64,7 +65,9 @@ class SplitEndpoint:
         lifecycle: Lifecycle,
         metrics: Metrics,
         limits: SplitLimits | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._model = model
         self._engine = engine
         self._lifecycle = lifecycle
@@ -144,6 +147,7 @@ class SplitEndpoint:
             self._lifecycle,
             self._metrics,
             self._limits.max_waiting,
+            self._tracing,
         )
         running = asyncio.create_task(self._run(session, welcome.resume_token))
         self._running.add(running)

@@ -50,6 +50,7 @@ class SplitRequest:
         yield from self._prompt_logprobs(output)
         yield from self._tokens(output)
         if output.finish_reason == "error":
+            self._timer.fail(output.error or "")
             yield Error(
                 code=output.error_code or "internal_error",
                 message=output.error or "the engine gave up this request",
@@ -74,7 +75,7 @@ class SplitRequest:
     def _tokens(self, output: RequestOutput) -> Iterator[Token]:
         for i, token in enumerate(output.tokens):
             is_last = i == len(output.tokens) - 1
-            self._timer.token(output.num_cached)
+            self._timer.token(output.num_cached, output.times)
             yield Token(
                 request_id=self.request_id,
                 position=output.start + i,
@@ -88,6 +89,10 @@ class SplitRequest:
             self._seconds = 0.0
         if output.tokens and output.finish_reason is not None:
             self._timer.finish(output.finish_reason)
+
+    def leave(self) -> None:
+        """No more of it is to be seen here, be it that it has ended."""
+        self._timer.leave()
 
     def _times(self, output: RequestOutput) -> TokenTimes | None:
         times = output.times

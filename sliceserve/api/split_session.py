@@ -15,8 +15,10 @@ from sliceserve.api.gate import account_of
 from sliceserve.api.lifecycle import Lifecycle
 from sliceserve.api.metrics import Metrics, RequestTimer
 from sliceserve.api.split_request import SplitRequest
+from sliceserve.api.traces import RequestTrace
 from sliceserve.engine import messages as engine_messages
 from sliceserve.engine.client import EngineClient, EngineDead, RequestStream
+from sliceserve.tracing import Tracing
 from sliceserve.transport.frames import DataFrame, ProtocolError, decode, encode
 from sliceserve.transport.link import CloseCode
 from sliceserve.transport.messages import (
@@ -106,7 +108,9 @@ class Session:
         lifecycle: Lifecycle,
         metrics: Metrics,
         max_waiting: int,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._websocket = websocket
         self._welcome = welcome
         self._engine = engine
@@ -275,7 +279,12 @@ class Session:
         if (older := self._relays.pop(request_id, None)) is not None:
             older.cancel()
         timer = RequestTimer(
-            self._metrics, "split", self._tenant, message.num_prompt, resumed=bool(message.outputs)
+            self._metrics,
+            "split",
+            self._tenant,
+            message.num_prompt,
+            resumed=bool(message.outputs),
+            trace=self._start_trace(message),
         )
         request = SplitRequest(message, timer, self._tells_times)
         outputs = self._engine.open(
@@ -294,6 +303,20 @@ class Session:
             )
         )
         self._relays[request_id] = self._spawn(self._relay(request, outputs))
+
+    def _start_trace(self, message: Open) -> RequestTrace | None:
+        if self._tracing is None:
+            return None
+        trace = RequestTrace(
+            self._tracing,
+            "text_completion",
+            self._welcome.model,
+            message.trace_parent,
+            message.sampling,
+            message.num_prompt,
+        )
+        trace.set({"sliceserve.cut": self._welcome.cut, "sliceserve.codec": self._welcome.codec})
+        return trace
 
     def _count_times(self, times: Times) -> None:
         """Believe no more of the client than there can be."""
@@ -337,13 +360,16 @@ class Session:
     async def _relay(self, request: SplitRequest, outputs: RequestStream) -> None:
         """Tell the client all news of one request."""
         finished = False
-        with self._lifecycle.work():
-            async for output in outputs:
-                finished = output.finish_reason is not None
-                self._account.spend(len(output.tokens))
-                for message in request.translate(output):
-                    self._num_untold += isinstance(message, Token)
-                    self.tell(message)
+        try:
+            with self._lifecycle.work():
+                async for output in outputs:
+                    finished = output.finish_reason is not None
+                    self._account.spend(len(output.tokens))
+                    for message in request.translate(output):
+                        self._num_untold += isinstance(message, Token)
+                        self.tell(message)
+        finally:
+            request.leave()
         # Not reached when cancelled: then another session of this process has it.
         self._relays.pop(request.request_id, None)
         if not finished:

@@ -32,6 +32,7 @@ from sliceserve.engine.process import RemoteEngine
 from sliceserve.models.chat_template import with_template_read
 from sliceserve.models.errors import ModelError
 from sliceserve.models.tokenizer import Tokenizer
+from sliceserve.tracing import Tracing, TracingError, make_tracing
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
     _allow_many_sockets()
     try:
         run(_serve(settings, stdin))
-    except (ServerError, ModelError, EngineDead) as error:
+    except (ServerError, ModelError, EngineDead, TracingError) as error:
         _say(Failed(str(error)))
         sys.exit(1)
 
@@ -68,10 +69,11 @@ async def _serve(settings: WorkerSettings, orders: Iterable[bytes]) -> None:
     engine = RemoteEngine(settings.engine_address, settings.peer)
     shared = Path(settings.shared)
     accounts = Accounts(config.keyring, lambda tenant: SharedUsage(shared, tenant))
+    tracing = make_tracing(config.otlp_traces_endpoint, "sliceserve-server")
     with Shutdown.on_signals() as shutdown, inherit(settings.listener) as sock:
         _obey(orders, shutdown, engine, accounts)
         try:
-            backend = await shutdown.guard(_make_backend(config, engine))
+            backend = await shutdown.guard(_make_backend(config, engine, tracing))
             await serve(
                 backend,
                 sock,
@@ -88,9 +90,13 @@ async def _serve(settings: WorkerSettings, orders: Iterable[bytes]) -> None:
             return
         finally:
             await engine.stop()
+            if tracing is not None:
+                tracing.close()
 
 
-async def _make_backend(config: ServerConfig, engine: RemoteEngine) -> Backend:
+async def _make_backend(
+    config: ServerConfig, engine: RemoteEngine, tracing: Tracing | None
+) -> Backend:
     info = await engine.start()
     tokenizer = await asyncio.to_thread(
         Tokenizer.load, Path(info.model_path), config.engine.model.trust_remote_code
@@ -103,6 +109,7 @@ async def _make_backend(config: ServerConfig, engine: RemoteEngine) -> Backend:
         engine=engine,
         stats=engine.stats,
         chat=with_template_read(config.chat),
+        tracing=tracing,
     )
 
 

@@ -19,6 +19,7 @@ from sliceserve.engine.client import EngineClient
 from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.models.resolve import fingerprint, resolve_model
 from sliceserve.models.spec import ModelSpec
+from sliceserve.tracing import make_tracing
 from sliceserve.transport.link import Link
 from sliceserve.transport.messages import PROTOCOL_VERSION, Hello, Welcome
 from sliceserve.transport.websocket import connect
@@ -73,7 +74,12 @@ def make_session(config: ClientConfig, dial: Dial | None = None) -> SplitSession
         return InProcessEngine(engine, config.codec, welcome.profile)
 
     return SplitSession(
-        dial or partial(dial_server, config), make_head, hello, config, fetch_from(config)
+        dial or partial(dial_server, config),
+        make_head,
+        hello,
+        config,
+        fetch_from(config),
+        make_tracing(config.otlp_traces_endpoint, "sliceserve-client"),
     )
 
 

@@ -12,6 +12,7 @@ from sliceserve.scheduler.plan import FinishReason, Logprob, PromptLogprob, Samp
 from sliceserve.scheduler.prefix import block_digests
 from sliceserve.transport.frames import DataFrame, frames_for
 from sliceserve.transport.messages import (
+    TIMES_VERSION,
     Alternative,
     Open,
     PromptLogprobs,
@@ -39,9 +40,11 @@ class SplitRequest:
         stats: RequestStats,
         now: float,
         priority: int = 0,
+        trace_parent: str = "",
     ) -> None:
         self.request_id = request_id
         self.priority = priority
+        self.trace_parent = trace_parent
         self.prompt = prompt
         self.sampling = sampling
         self.stats = stats
@@ -95,6 +98,11 @@ class SplitRequest:
             )
         self._packets += packets
 
+    @property
+    def num_encoded(self) -> int:
+        """Positions whose packets are here."""
+        return len(self._packets)
+
     def count_head(self, start: int, times: TokenTimes) -> None:
         """What the head took for packets from ``start`` on."""
         if start >= len(self.prompt):
@@ -114,7 +122,7 @@ class SplitRequest:
             # A server that knew the request and has forgotten it may still have what it was sent.
             self._expect_understood(limits.protocol)
             num_named = len(self._packets) if self.known_to_server else self._num_kept
-            return self._announce(self._packets[:num_named], limits.block_size, now)
+            return self._announce(self._packets[:num_named], limits, now)
         start = self._next_position
         stop = min(len(self._packets), self._credit, start + limits.max_frame_tokens)
         if not self._opened or start >= stop:
@@ -145,8 +153,9 @@ class SplitRequest:
                 "would do nothing about it; leave it out, or bring the server up to date",
             )
 
-    def _announce(self, packets: list[bytes], block_size: int, now: float) -> Open:
+    def _announce(self, packets: list[bytes], limits: Welcome, now: float) -> Open:
         """``packets`` are those that the server may have."""
+        block_size = limits.block_size
         self._announced = self.known_to_server = True
         self._sent_at = now
         prefix = block_digests(packets, block_size) if block_size > 0 else []
@@ -159,6 +168,7 @@ class SplitRequest:
             prefix=prefix,
             priority=self.priority,
             prompt_ids=self.prompt if self.sampling.needs_prompt else [],
+            trace_parent=self.trace_parent if limits.protocol >= TIMES_VERSION else "",
         )
 
     def postpone(self, seconds: float, patience_s: float, now: float) -> bool:

@@ -14,11 +14,13 @@ from sliceserve.client.line import Line, cancel_and_wait
 from sliceserve.client.profiles import FetchProfile, hold_profile
 from sliceserve.client.request import SplitRequest
 from sliceserve.client.stats import RequestStats, SessionStats
+from sliceserve.client.traces import SplitTrace
 from sliceserve.configs import Patience, SamplingParams
 from sliceserve.engine.client import EngineClient, EngineDead, RequestStream
 from sliceserve.engine.generation import NOBODY, Caller, Generated
 from sliceserve.engine.messages import AppendTokens, Cancel, EngineInfo, Open
 from sliceserve.engine.profiles import profile_store
+from sliceserve.tracing import Tracing
 from sliceserve.transport.messages import Hello, Welcome
 
 
@@ -28,7 +30,7 @@ class SplitSession:
 
     ``dial`` makes a link, ``make_head`` an engine (not yet started) for the layers below the cut
     that a Welcome names, ``hello`` says what is wanted. ``fetch_profile`` gets what a codec with a
-    profile lacks.
+    profile lacks. ``tracing``, which is closed with the session, gets a span for each request.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class SplitSession:
         hello: Hello,
         patience: Patience | None = None,
         fetch_profile: FetchProfile | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
+        self.tracing = tracing
         patience = patience or Patience()
         self._line = Line(Dialer(dial, hello, patience), patience.timeout_s)
         self._make_head = make_head
@@ -76,6 +80,8 @@ class SplitSession:
         await self._line.close()
         if self._head is not None:
             await self._head.stop()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     @property
     def state(self) -> str:
@@ -137,8 +143,10 @@ class SplitSession:
             time.monotonic(),
             caller.priority,
         )
+        trace = self._start_trace(request, caller)
         self._line.open(request)
         head_id = str(request.request_id)
+        failure: str | None = None
         listener: asyncio.Task[None] | None = None
         alarm: asyncio.TimerHandle | None = None
         if timeout_s is not None:
@@ -146,11 +154,12 @@ class SplitSession:
             alarm = loop.call_later(max(0.0, timeout_s), self._time_out, request)
         try:
             stream = head.open(self._open_in_head(request, head_id, caller.tenant))
-            listener = asyncio.create_task(self._listen(request, stream))
+            listener = asyncio.create_task(self._listen(request, stream, trace))
             position = len(request.prompt)
             while True:
                 step = await request.steps.get()
                 if isinstance(step, RequestFailed):
+                    failure = str(step)
                     raise step
                 if step.finish_reason is None:
                     head.send(AppendTokens(head_id, position, [step.token.token_id]))
@@ -166,8 +175,19 @@ class SplitSession:
             self._line.drop(request)
             with contextlib.suppress(EngineDead):
                 head.send(Cancel(head_id))
+            if trace is not None:
+                trace.end(request.stats, failure)
             if listener is not None:
                 await cancel_and_wait(listener)
+
+    def _start_trace(self, request: SplitRequest, caller: Caller) -> SplitTrace | None:
+        """A trace that others began goes on, be it past this session."""
+        request.trace_parent = caller.trace_parent
+        if self.tracing is None:
+            return None
+        trace = SplitTrace(self.tracing, self.welcome, caller.trace_parent, request.sampling)
+        request.trace_parent = trace.traceparent
+        return trace
 
     def _time_out(self, request: SplitRequest) -> None:
         message = (
@@ -214,7 +234,9 @@ class SplitSession:
             tenant=tenant,
         )
 
-    async def _listen(self, request: SplitRequest, stream: RequestStream) -> None:
+    async def _listen(
+        self, request: SplitRequest, stream: RequestStream, trace: SplitTrace | None
+    ) -> None:
         """Hand the head's packets over, until the stream ends or fails."""
         try:
             async for output in stream:
@@ -229,6 +251,8 @@ class SplitSession:
                     request.begin(output.packets)
                 elif output.packets:
                     request.take_packets(output.start, output.packets)
+                    if trace is not None and request.num_encoded >= len(request.prompt):
+                        trace.note_prompt_encoded()
                     if output.times is not None:
                         request.count_head(output.start, output.times)
                 self._line.wake()

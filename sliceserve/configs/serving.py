@@ -13,7 +13,25 @@ from sliceserve.configs.validation import expect
 
 # Without slots, which two bases of one class cannot both have.
 @dataclass(frozen=True, kw_only=True)
-class HttpConfig:
+class TracesConfig:
+    """Where traces go."""
+
+    otlp_traces_endpoint: str | None = setting(
+        None,
+        "URL of an OpenTelemetry collector that traces go to, by OTLP over HTTP: "
+        "http://localhost:4318/v1/traces.",
+        "Observability",
+        shown="no traces",
+    )
+
+    def __post_init__(self) -> None:
+        url = self.otlp_traces_endpoint
+        holds = url is None or url.startswith(("http://", "https://"))
+        expect(holds, "otlp_traces_endpoint", "a URL with http:// or https://", url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpConfig(TracesConfig):
     """An OpenAI endpoint: where it listens, whom it lets in (`Keyring`), how it speaks, how it
     ends."""
 
@@ -74,11 +92,17 @@ class HttpConfig:
         "Network",
         flag="drain-timeout",
     )
+    max_metric_tenants: int = setting(
+        20, "Tenants that /metrics tells apart, the first; the others are one.", "Observability"
+    )
     dashboard: bool = setting(True, "Show people at /dashboard how it is doing.", "Network")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # A socket takes a larger number modulo 65536, without a word.
         expect(0 <= self.port <= 65535, "port", "0 to 65535", self.port)
+        most = self.max_metric_tenants
+        expect(most >= 0, "max_metric_tenants", "0 or more", most)
         drain = self.drain_timeout_s
         expect(drain >= 0, "drain_timeout_s", "0 seconds or more", drain)
         needless = self.ssl_keyfile if self.ssl_certfile is None else None
@@ -148,7 +172,7 @@ class Patience:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientConfig(Patience):
+class ClientConfig(Patience, TracesConfig):
     """A split client: the server, the cut, the codec, and patience.
 
     With ``prefix_cache`` what earlier requests have computed stays in the KV cache until others
@@ -182,6 +206,10 @@ class ClientConfig(Patience):
         True, "Keep what has been computed and sent for requests that begin alike.", "Memory"
     )
 
+    def __post_init__(self) -> None:
+        Patience.__post_init__(self)
+        TracesConfig.__post_init__(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayConfig(ClientConfig, HttpConfig):
@@ -204,7 +232,7 @@ class GatewayConfig(ClientConfig, HttpConfig):
     )
 
     def __post_init__(self) -> None:
-        Patience.__post_init__(self)
+        ClientConfig.__post_init__(self)
         HttpConfig.__post_init__(self)
         for tenant in self.tenants:
             for name in ("max_requests", "max_sessions", "cuts"):

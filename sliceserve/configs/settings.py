@@ -13,6 +13,7 @@ PANELS = (
     "Memory",
     "Scheduling",
     "Network",
+    "Observability",
     "Chat",
     "Security",
     "Codec",

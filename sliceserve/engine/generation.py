@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.client import EngineClient
-from sliceserve.engine.messages import Cancel, Open
+from sliceserve.engine.messages import Cancel, Open, TokenTimes
 from sliceserve.models.text import TextStream
 from sliceserve.models.tokenizer import Tokenizer
 from sliceserve.scheduler.plan import FinishReason, PromptLogprob, SampledToken
@@ -31,22 +31,25 @@ class GenerationError(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class Generated:
     """One sampled token; ``finish_reason`` is set on the last. ``num_cached``: how many of the
-    prompt's positions were found in a prefix cache. ``prompt_logprobs``, on the first token, are
+    prompt's positions were found in a prefix cache. ``times``: what it took, where the whole model
+    runs in one engine. ``prompt_logprobs``, on the first token, are
     those of the prompt's tokens but the first, if they were asked for."""
 
     token: SampledToken
     finish_reason: FinishReason | None = None
     num_cached: int = 0
     prompt_logprobs: Sequence[PromptLogprob] = ()
+    times: TokenTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """On whose account a request runs, and how urgent it is among theirs: lower goes first, where
-    the policy looks at it."""
+    the policy looks at it. ``trace_parent`` is the W3C traceparent of whoever traces it, or ""."""
 
     tenant: str = ""
     priority: int = 0
+    trace_parent: str = ""
 
 
 NOBODY = Caller()
@@ -109,7 +112,7 @@ class ThinGenerator:
                 for i, token in enumerate(output.tokens):
                     is_last = i == len(output.tokens) - 1
                     reason = output.finish_reason if is_last else None
-                    yield Generated(token, reason, output.num_cached, scores)
+                    yield Generated(token, reason, output.num_cached, scores, output.times)
                     scores = []
         finally:
             if not finished:
@@ -121,7 +124,7 @@ class TextChunk:
     """A piece of the answer. ``text`` may be empty while a character or a possible stop string is
     incomplete; ``finish_reason`` is set on the last chunk, whose token may be None. ``offset``:
     characters of the answer that the tokens before this one have made, shown or not.
-    ``num_cached`` and ``prompt_logprobs`` as in ``Generated``."""
+    ``num_cached``, ``prompt_logprobs`` and ``times`` as in ``Generated``."""
 
     text: str
     token: SampledToken | None
@@ -129,6 +132,7 @@ class TextChunk:
     offset: int = 0
     num_cached: int = 0
     prompt_logprobs: Sequence[PromptLogprob] = ()
+    times: TokenTimes | None = None
 
 
 async def stream_text(
@@ -168,7 +172,13 @@ async def stream_text(
             elif reason is not None:
                 piece += text.finish()
             yield TextChunk(
-                piece, step.token, reason, offset, step.num_cached, step.prompt_logprobs
+                piece,
+                step.token,
+                reason,
+                offset,
+                step.num_cached,
+                step.prompt_logprobs,
+                step.times,
             )
             if reason is not None:
                 return

@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 
 from sliceserve.configs import SamplingParams
+from sliceserve.tracing import TRACE_PARENT
 
 SUBPROTOCOL = "sliceserve.v1"
 PROTOCOL_VERSION = 3
@@ -21,7 +22,7 @@ _SAMPLING_SINCE_3 = (
     "prompt_logprobs",
     "guide",
 )
-# The first that has Times, and times with its Tokens.
+# The first that has Times, times with its Tokens, and traces.
 TIMES_VERSION = 3
 
 # Request ids, positions and token ids: what the numbers of a data frame hold.
@@ -31,6 +32,8 @@ Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 # Longer than a request can live, and short enough to be added up.
 Microseconds = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+# A W3C traceparent, or none.
+TraceParent = Annotated[str, msgspec.Meta(pattern=f"^({TRACE_PARENT})?$", max_length=55)]
 # Names the packets of all positions up to the end of a block.
 Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
@@ -82,7 +85,8 @@ class Open(Control, frozen=True, kw_only=True):
     ``prefix`` names whole blocks of packets that the client has, from position 0 on, and need not
     send where the server has them still. A lower ``priority`` is more urgent, where the server's
     policy looks at it. ``prompt_ids`` are the prompt's token ids; for a ``sampling`` that does not
-    need them they stay empty."""
+    need them they stay empty. ``trace_parent`` names the span of the client's, in the W3C's words,
+    that the server's belong under."""
 
     request_id: Uint32
     num_prompt: Uint32
@@ -91,6 +95,7 @@ class Open(Control, frozen=True, kw_only=True):
     prefix: list[Digest] = []
     priority: Int32 = 0
     prompt_ids: list[Uint32] = []
+    trace_parent: TraceParent = ""
 
 
 class Opened(Control, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from sliceserve.configs import (
 )
 from sliceserve.engine.in_process import InProcessEngine
 from sliceserve.models.tokenizer import Tokenizer
+from sliceserve.tracing import Tracing
 
 
 class SplitServer:
@@ -45,6 +46,7 @@ async def split_server(
     profiles: Literal["auto", "off"] = "off",
     cuts: tuple[int, ...] = (1, 3, 5),
     prefix_cache: bool = True,
+    tracing: Tracing | None = None,
     **scheduler: int,
 ) -> AsyncIterator[SplitServer]:
     """Layers from ``first`` on, in float32; ``port`` 0 takes a free one."""
@@ -65,6 +67,7 @@ async def split_server(
         generator=None,
         engine=engine,
         stats=engine.stats,
+        tracing=tracing,
     )
     app = create_app(backend, accounts=Accounts(Keyring(api_keys=tuple(api_keys))))
     config = uvicorn.Config(

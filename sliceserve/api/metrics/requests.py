@@ -3,11 +3,14 @@
 import time
 
 from sliceserve.api.metrics.counted import Metrics, Path
+from sliceserve.api.traces import RequestTrace
+from sliceserve.engine.messages import TokenTimes
 
 
 class RequestTimer:
     """Of one request, from its making on. One that is ``resumed`` has its first token from
-    elsewhere; one that ``shares_prompt`` has the prompt of another that counts it."""
+    elsewhere; one that ``shares_prompt`` has the prompt of another that counts it. ``trace`` is
+    told the same, if there is one."""
 
     def __init__(
         self,
@@ -18,7 +21,9 @@ class RequestTimer:
         *,
         resumed: bool = False,
         shares_prompt: bool = False,
+        trace: RequestTrace | None = None,
     ) -> None:
+        self._trace = trace
         self._metrics = metrics
         self._path = path
         self._tenant = metrics.tenant_label(tenant)
@@ -32,8 +37,10 @@ class RequestTimer:
         self._began = time.perf_counter()
         self._first_token = self._last_token = self._began
 
-    def token(self, num_cached: int) -> None:
+    def token(self, num_cached: int, times: TokenTimes | None = None) -> None:
         """A token has come; of the prompt ``num_cached`` positions were in the prefix cache."""
+        if self._trace is not None:
+            self._trace.token(num_cached, times)
         now = time.perf_counter()
         if self._num_tokens > 0:
             self._inter_token_seconds.observe(now - self._last_token)
@@ -47,6 +54,8 @@ class RequestTimer:
 
     def finish(self, reason: str) -> None:
         """The request has ended well."""
+        if self._trace is not None:
+            self._trace.end(reason)
         metrics, path = self._metrics, self._path
         metrics.requests.labels(path, reason, self._tenant).inc()
         if self._resumed:
@@ -60,8 +69,20 @@ class RequestTimer:
             metrics.token_seconds.labels(path).observe(mean)
 
     def abort(self) -> None:
-        """As `Metrics.count_abort`."""
+        """Its client has gone for good, or wants no more of it."""
+        if self._trace is not None:
+            self._trace.end("abort")
         self._metrics.count_abort(self._path, self._tenant)
+
+    def leave(self) -> None:
+        """The request goes on without this one, or ends elsewhere; the rest is not to be seen."""
+        if self._trace is not None:
+            self._trace.end("abort")
+
+    def fail(self, message: str) -> None:
+        """The request has ended with an error, which is counted where it is told."""
+        if self._trace is not None:
+            self._trace.end("error", message)
 
     def _begin(self, now: float, num_cached: int) -> None:
         metrics, path = self._metrics, self._path
