@@ -58,8 +58,10 @@ class Guides:
         if not rows:
             return
         masks = self._masks([requests[i] for i in rows], logits.shape[-1], logits.is_cuda)
-        banned = _banned(masks, logits.device)[:, : logits.shape[-1]]  # (num_rows, vocab)
-        logits[rows] = logits[rows].masked_fill(banned, -torch.inf)
+        if logits.is_cuda:
+            forbid(logits, rows, masks)
+        else:
+            forbid_on_cpu(logits, rows, masks)
 
     def _masks(
         self, requests: Sequence[ScheduledRequest], vocab_size: int, pinned: bool
@@ -121,12 +123,18 @@ class _Follower:
         self._num_followed = len(outputs)
 
 
-def _banned(masks: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The bits of ``masks`` (n, num_words) that are 0: (n, 32 · num_words) bool on ``device``."""
-    if device.type == "cpu":
-        # NumPy does that ten times as fast as shifts and comparisons.
-        words = np.ascontiguousarray(masks.numpy()).view(np.uint8)
-        return torch.from_numpy(np.unpackbits(~words, axis=1, bitorder="little")).view(torch.bool)
-    words = masks.to(device, non_blocking=True)
-    shifts = torch.arange(32, dtype=torch.int32, device=device)
-    return ((words[:, :, None] >> shifts) & 1 == 0).flatten(1)
+def forbid(logits: torch.Tensor, rows: Sequence[int], masks: torch.Tensor) -> None:
+    """Set ``logits[rows[i], t]`` to −∞ where bit t of ``masks[i]`` (num_words,) is 0."""
+    words = masks.to(logits.device, non_blocking=True)
+    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+    banned = ((words[:, :, None] >> shifts) & 1 == 0).flatten(1)  # (len(rows), 32 · num_words)
+    logits[rows] = logits[rows].masked_fill(banned[:, : logits.shape[-1]], -torch.inf)
+
+
+def forbid_on_cpu(logits: torch.Tensor, rows: Sequence[int], masks: torch.Tensor) -> None:
+    """The same by NumPy, in a fifth of the time."""
+    octets = np.ascontiguousarray(masks.numpy()).view(np.uint8)
+    banned = np.unpackbits(~octets, axis=1, count=logits.shape[-1], bitorder="little").view(bool)
+    values = logits.numpy()
+    for row, tokens in zip(rows, banned, strict=True):
+        np.copyto(values[row], -np.inf, where=tokens)
