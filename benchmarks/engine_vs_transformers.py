@@ -19,9 +19,10 @@ from sliceserve.cli.bench.backends import open_backend
 from sliceserve.cli.bench.latency import measure_stream
 from sliceserve.cli.bench.measure import measure_work, warm_up
 from sliceserve.cli.bench.options import BackendName
-from sliceserve.cli.bench.report import finish, make_table, progress
+from sliceserve.cli.bench.report import finish, make_table
 from sliceserve.cli.bench.workload import Workload
-from sliceserve.cli.console import stderr
+from sliceserve.cli.console import Working, progress
+from sliceserve.cli.signals import end_on_sigterm
 from sliceserve.configs import ClientConfig
 
 # The results of one turn, by backend and number of streams.
@@ -40,7 +41,7 @@ async def take_turns(
     streams = Workload(num_prompts=_NUM_STREAMS, input_len=input_len, output_len=output_len)
     turns: list[Turn] = []
     async with AsyncExitStack() as stack:
-        with stderr.status(f"Loading {config.model.model} for each backend …"):
+        with Working(f"Loading {config.model.model} for each backend …"):
             backends = [
                 await stack.enter_async_context(open_backend(name, config)) for name in BackendName
             ]
@@ -103,6 +104,7 @@ def summarize(turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def main() -> None:
+    end_on_sigterm()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

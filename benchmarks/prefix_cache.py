@@ -24,9 +24,10 @@ import msgspec
 
 from sliceserve.cli import options
 from sliceserve.cli.bench.backends import own_server
-from sliceserve.cli.bench.report import finish, make_table, progress
-from sliceserve.cli.console import stderr
+from sliceserve.cli.bench.report import finish, make_table
+from sliceserve.cli.console import Working, progress
 from sliceserve.cli.local_server import LocalServer
+from sliceserve.cli.signals import end_on_sigterm
 from sliceserve.client import AsyncSplitLLM, RequestStats
 from sliceserve.configs import ClientConfig, SamplingParams
 from sliceserve.transport.proxy import ShapingProxy
@@ -104,7 +105,7 @@ async def measure(
 ) -> dict[str, Any]:
     configs = [replace(config, prefix_cache=prefix_cache) for prefix_cache in (True, False)]
     async with AsyncExitStack() as stack:
-        with stderr.status(f"Loading {config.model.model} for two clients and two servers …"):
+        with Working(f"Loading {config.model.model} for two clients and two servers …"):
             servers = [stack.enter_context(start_server(one)) for one in configs]
             llms = [
                 await stack.enter_async_context(open_client(one, server, shape))
@@ -162,6 +163,7 @@ def read_chats(path: Path, num_chats: int) -> list[Chat]:
 
 
 def main() -> None:
+    end_on_sigterm()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

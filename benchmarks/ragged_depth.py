@@ -27,7 +27,8 @@ import torch
 
 from sliceserve.cli import options
 from sliceserve.cli.bench.options import numbers
-from sliceserve.cli.bench.report import finish, make_table, progress
+from sliceserve.cli.bench.report import finish, make_table
+from sliceserve.cli.console import progress
 from sliceserve.configs import ModelConfig
 from sliceserve.engine.build import pick_device, pick_dtype
 from sliceserve.engine.kv_cache import KVCache, plan_segments

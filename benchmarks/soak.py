@@ -30,6 +30,7 @@ import websockets
 from prometheus_client.parser import text_string_to_metric_families
 
 from sliceserve.cli.local_server import LocalServer, local_server
+from sliceserve.cli.signals import end_on_sigterm
 from sliceserve.configs import DEFAULT_MODEL, SamplingParams
 from sliceserve.models.resolve import resolve_model
 from sliceserve.models.spec import ModelSpec
@@ -321,6 +322,7 @@ def summarize(
 
 
 def main() -> None:
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--warm-up", type=float, default=0.25, help="share not counted")

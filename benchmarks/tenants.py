@@ -39,7 +39,8 @@ from sliceserve.cli.bench.open_loop import (
 from sliceserve.cli.bench.report import finish, make_table
 from sliceserve.cli.bench.trace import Arrival
 from sliceserve.cli.bench.vectors import cut_of
-from sliceserve.cli.console import stderr
+from sliceserve.cli.console import Working
+from sliceserve.cli.signals import end_on_sigterm
 from sliceserve.configs import ClientConfig
 
 _QUIET, _FLOOD = "quiet", "flood"
@@ -62,7 +63,7 @@ def server_of_two(
 ) -> Iterator[Tenants]:
     keys = {name: secrets.token_urlsafe() for name in (_QUIET, _FLOOD)}
     settings = {"tenants": [{"name": name, "api_keys": [key]} for name, key in keys.items()]}
-    with tempfile.TemporaryDirectory() as folder, stderr.status(f"Starting a {policy} server …"):
+    with tempfile.TemporaryDirectory() as folder, Working(f"Starting a {policy} server …"):
         path = Path(folder) / "tenants.yaml"
         path.write_text(yaml.safe_dump(settings), encoding="utf-8")
         arguments = ["--config", str(path), "--policy", policy, *serve]
@@ -202,6 +203,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    end_on_sigterm()
     given = parse()
     config = options.client_config(
         None, model=given.model, dtype=given.dtype, split=given.split, codec=given.codec

@@ -36,7 +36,8 @@ from sliceserve.cli.bench.open_loop import (
 from sliceserve.cli.bench.report import finish, make_table
 from sliceserve.cli.bench.trace import Arrival, read_trace, scale_lengths, scale_time, thin
 from sliceserve.cli.bench.vectors import cut_of
-from sliceserve.cli.console import stderr
+from sliceserve.cli.console import Working
+from sliceserve.cli.signals import end_on_sigterm
 from sliceserve.configs import ClientConfig
 
 _POLICIES = "fcfs,prefill-aware,fair,priority"
@@ -55,7 +56,7 @@ async def take_turns(
     with ExitStack() as stack:
         servers = {}
         for policy in policies:
-            with stderr.status(f"Starting a server with policy {policy} …"):
+            with Working(f"Starting a server with policy {policy} …"):
                 arguments = ["--policy", policy, *given.serve]
                 server = stack.enter_context(own_server(config, [cut], arguments))
             servers[policy] = replace(config, server=server.url, api_key=server.api_key)
@@ -173,6 +174,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    end_on_sigterm()
     given = parse()
     config = options.client_config(
         None, model=given.model, dtype=given.dtype, split=given.split, codec=given.codec

@@ -19,6 +19,7 @@ from sliceserve.cli.evaluate import evaluate
 from sliceserve.cli.fetch import fetch
 from sliceserve.cli.gateway import gateway
 from sliceserve.cli.serve import serve
+from sliceserve.cli.version import version
 from sliceserve.configs.loading import ConfigError
 
 DEBUG = "SLICESERVE_DEBUG"
@@ -68,7 +69,6 @@ def _escaped(text: str) -> str:
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -82,7 +82,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def sliceserve_command(
-    version: Annotated[
+    show_version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
@@ -91,7 +91,7 @@ def sliceserve_command(
     rest."""
 
 
-for command in (serve, gateway, chat, demo, fetch, calibrate):
+for command in (serve, gateway, chat, demo, fetch, calibrate, version):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")

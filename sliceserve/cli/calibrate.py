@@ -7,6 +7,7 @@ import typer
 
 from sliceserve.cli import options
 from sliceserve.cli.bench.options import Json, numbers
+from sliceserve.cli.console import measured
 
 if TYPE_CHECKING:
     from sliceserve.codec.profile import Profile
@@ -62,7 +63,7 @@ def calibrate(
     """
     from sliceserve.calibration import calibrate as make_profiles
     from sliceserve.calibration import default_store, keep
-    from sliceserve.cli.bench.report import finish, make_table, measured
+    from sliceserve.cli.bench.report import finish, make_table
     from sliceserve.configs import ModelConfig
     from sliceserve.engine.build import offered_cuts
     from sliceserve.models.resolve import resolve_model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sliceserve.cli import options
-from sliceserve.cli.console import stderr
+from sliceserve.cli.console import Working, stderr
 from sliceserve.cli.cost import cost_table
 from sliceserve.configs import ClientConfig
 
@@ -30,7 +30,7 @@ def chat(
 ) -> None:
     """Talk to a model whose first layers run here. Reads lines from a pipe, too."""
     name = settings.model.model
-    with stderr.status(f"Loading the first layers of {name}, connecting to {settings.server} …"):
+    with Working(f"Loading the first layers of {name}, connecting to {settings.server} …"):
         from sliceserve.client.sync import SplitLLM
 
         llm = SplitLLM(config=settings)

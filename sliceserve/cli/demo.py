@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sliceserve.cli import options
-from sliceserve.cli.console import stderr, stdout
+from sliceserve.cli.console import Working, stdout
 from sliceserve.cli.cost import cost_table, server_share
 from sliceserve.cli.local_server import local_server
 from sliceserve.configs import ClientConfig
@@ -32,10 +32,10 @@ def demo(
     """Answer a prompt with the model cut in two, between two processes on this machine."""
     name = settings.model.model
     with ExitStack() as stack:
-        with stderr.status(f"Starting a server for {name}; the first time takes some minutes …"):
+        with Working(f"Starting a server for {name}; the first time takes some minutes …"):
             cut = _half(name) if settings.split is None else settings.split
             server = stack.enter_context(local_server(["--model", name, "--cuts", str(cut)]))
-        with stderr.status(f"Loading the first layers of {name} …"):
+        with Working(f"Loading the first layers of {name} …"):
             from sliceserve.client.sync import SplitLLM
 
             llm = stack.enter_context(SplitLLM(server.url, api_key=server.api_key, config=settings))

@@ -9,7 +9,7 @@ import typer
 
 from sliceserve.cli import options
 from sliceserve.cli.bench.options import Json, numbers
-from sliceserve.cli.console import stderr
+from sliceserve.cli.console import Working, progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,7 +91,7 @@ def evaluate(
     The model, cut and coded, is compared with the same model uncut: its next-token distributions
     over a text, or what it makes of tasks.
     """
-    from sliceserve.cli.bench.report import finish, progress
+    from sliceserve.cli.bench.report import finish
     from sliceserve.evaluation.accuracy import task_accuracy
     from sliceserve.evaluation.points import Sweep
     from sliceserve.evaluation.quality import text_quality
@@ -119,7 +119,7 @@ def evaluate(
     budgets = _budgets(bits_per_element) if bits_per_element else []
     cuts = [cut for part in split for cut in numbers(part)] if split else [clients[0].split]
     sweep = Sweep([whole.check_cut(cut) for cut in cuts], codecs, budgets, tokens_per_frame)
-    with stderr.status("Preparing codecs; a profile that is missing takes minutes …"):
+    with Working("Preparing codecs; a profile that is missing takes minutes …"):
         for cut, settings in product(sweep.cuts, sweep.codecs):
             whole.codec(settings, cut)
     if found:
@@ -192,7 +192,7 @@ def accuracy_table(results: Sequence[dict[str, Any]]) -> "Table":
 
 
 def _load(model: "ModelConfig") -> "WholeModel":
-    with stderr.status(f"Loading {model.model} …"):
+    with Working(f"Loading {model.model} …"):
         from sliceserve.evaluation.model import WholeModel
 
         return WholeModel(model)

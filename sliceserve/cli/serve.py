@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sliceserve.cli import options
-from sliceserve.cli.console import stderr
+from sliceserve.cli.console import Working, stderr
 from sliceserve.configs import ServerConfig
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from sliceserve.engine.messages import EngineInfo
 
 
@@ -25,15 +23,15 @@ def serve(
     """Serve a model to split clients, and over OpenAI's API to all others."""
     from sliceserve.api.server import run
 
-    with stderr.status(f"Loading {settings.engine.model.model} …") as status:
-        run(_serve(settings, json, status))
+    with Working(f"Loading {settings.engine.model.model} …") as working:
+        run(_serve(settings, json, working))
 
 
-async def _serve(settings: ServerConfig, json: bool, status: "Status") -> None:
+async def _serve(settings: ServerConfig, json: bool, working: Working) -> None:
     from sliceserve.api.server import run_server
 
     def ready(url: str, info: "EngineInfo") -> None:
-        status.stop()
+        working.stop()
         name = settings.served_model_name or info.model
         if json:
             import msgspec
@@ -45,7 +43,7 @@ async def _serve(settings: ServerConfig, json: bool, status: "Status") -> None:
             stderr.print(_in_words(url, name, info), markup=False, soft_wrap=True)
 
     def tell(sentence: str) -> None:
-        status.update(f"{sentence} …")
+        working.say(f"{sentence} …")
 
     await run_server(settings, ready, tell)
 

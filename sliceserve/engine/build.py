@@ -35,7 +35,7 @@ def build_engine(
 
     Raises ModelError for a model that cannot be served as asked.
     """
-    path = resolve_model(config.model.model, config.model.trust_remote_code)
+    path = resolve_model(config.model.model, config.model.trust_remote_code, tell)
     spec = ModelSpec.load(path)
     chosen = _choose(config, path, spec)
     cuts = list(chosen.layers.cuts or ())

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +63,12 @@ _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
-def convert_gguf(path: Path) -> Path:
+def convert_gguf(path: Path, tell: Callable[[str], None] = lambda sentence: None) -> Path:
     """The folder with the model of a .gguf file, converted now unless it was before.
 
     Folders are kept in the cache folder by the file's content. Processes that ask at the same time
-    wait for one of them. Raises ModelError for a file that cannot be read or a model that the
-    decoder cannot run.
+    wait for one of them, and ``tell`` hears how far it is. Raises ModelError for a file that cannot
+    be read or a model that the decoder cannot run.
     """
     folder = cache_dir() / "gguf" / f"{content_digest([path])[:32]}-{_FORMAT}"
     if folder.is_dir():
@@ -77,7 +77,7 @@ def convert_gguf(path: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                _convert_into(folder, path)
+                _convert_into(folder, path, tell)
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"cannot write the converted model to {folder}: {error}; set SLICESERVE_CACHE to a "
@@ -86,14 +86,14 @@ def convert_gguf(path: Path) -> Path:
     return folder
 
 
-def _convert_into(folder: Path, path: Path) -> None:
+def _convert_into(folder: Path, path: Path, tell: Callable[[str], None]) -> None:
     """All of the folder or, if anything fails, none of it."""
     part = folder.with_suffix(".part")
     # Left behind by a process that was killed.
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
-        _convert(path, part)
+        _convert(path, part, tell)
         os.rename(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -106,7 +106,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _convert(path: Path, folder: Path) -> None:
+def _convert(path: Path, folder: Path, tell: Callable[[str], None]) -> None:
     reader = _open(path)
     config = _config(reader)
     eos_token_ids = [
@@ -126,7 +126,13 @@ def _convert(path: Path, folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", tokenizer_config)
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     # What cannot run is refused before the long part.
-    _write_weights(reader, ModelSpec.load(folder), config["model_type"], folder)
+    _write_weights(
+        reader,
+        ModelSpec.load(folder),
+        config["model_type"],
+        folder,
+        lambda percent: tell(f"Converting {path.name}: {percent} %"),
+    )
 
 
 def _open(path: Path) -> GGUFReader:
@@ -227,15 +233,22 @@ def _llama3_parameters(theta: float, head_dim: int, factors: ReaderTensor) -> di
     }
 
 
-def _write_weights(reader: GGUFReader, spec: ModelSpec, arch: str, folder: Path) -> None:
+def _write_weights(
+    reader: GGUFReader, spec: ModelSpec, arch: str, folder: Path, progress: Callable[[int], None]
+) -> None:
     shards = _shards([tensor for tensor in reader.tensors if tensor.name != _ROPE_FACTORS])
+    total_size = sum(_num_bytes(tensor) for shard in shards for tensor in shard)
+    num_done = 0
     weight_map = {}
     for i, shard in enumerate(shards, start=1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
-        weights = {_hub_name(tensor.name): _weight(tensor, spec, arch) for tensor in shard}
+        weights = {}
+        for tensor in shard:
+            weights[_hub_name(tensor.name)] = _weight(tensor, spec, arch)
+            num_done += _num_bytes(tensor)
+            progress(100 * num_done // total_size)
         save_file(weights, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(weights, file)
-    total_size = sum(_num_bytes(tensor) for shard in shards for tensor in shard)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     _write_json(folder / "model.safetensors.index.json", index)
 

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from sliceserve.configs import DEFAULT_MODEL
@@ -21,11 +22,16 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
 _NOT_THE_MODEL = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
 
-def resolve_model(name: str, trust_remote_code: bool = False) -> Path:
+def resolve_model(
+    name: str,
+    trust_remote_code: bool = False,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> Path:
     """The folder of a model given as a folder, a .gguf file, a hub name or ``DEFAULT_MODEL``.
 
     A .gguf file is converted once, and kept in the cache folder. A hub name is downloaded, with
-    the code that comes with it only under ``trust_remote_code``. Raises ModelError.
+    the code that comes with it only under ``trust_remote_code``. ``tell`` hears what takes long.
+    Raises ModelError.
     """
     path = Path(name).expanduser()
     if name == DEFAULT_MODEL:
@@ -36,13 +42,14 @@ def resolve_model(name: str, trust_remote_code: bool = False) -> Path:
         # Converting needs the gguf library, which a machine without .gguf files may lack.
         from sliceserve.models.gguf import convert_gguf
 
-        return convert_gguf(path)
+        return convert_gguf(path, tell)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{path} has no config.json; {_ACCEPTED}")
         return path
     if name.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(name):
         raise ModelError(f"there is no model {name!r} here; {_ACCEPTED}")
+    tell(f"Downloading {name}")
     return _download(name, trust_remote_code)
 
 

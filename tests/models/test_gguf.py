@@ -344,7 +344,7 @@ def test_what_a_killed_process_left_is_replaced(tmp_path, load, monkeypatch):
     path = write_gguf(tmp_path / "model.gguf", make_model("llama"), "llama")
     convert = converter._convert
 
-    def killed(path, folder):
+    def killed(path, folder, tell):
         (folder / "left.safetensors").write_text("half of it")
         folder.rename(folder.with_name("kept"))
         raise KeyboardInterrupt

@@ -9,8 +9,9 @@ import torch
 from rich.table import Table
 
 from sliceserve.cli.bench.profiles import model_profile, synthetic_profile
-from sliceserve.cli.bench.report import make_table, progress
+from sliceserve.cli.bench.report import make_table
 from sliceserve.cli.bench.vectors import heavy_tailed, model_states
+from sliceserve.cli.console import progress
 from sliceserve.codec.base import Codec, Run
 from sliceserve.codec.calibrated import CalibratedCodec
 from sliceserve.codec.quantization import LAMBDA

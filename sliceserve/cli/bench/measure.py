@@ -7,10 +7,9 @@ from typing import Any
 
 from sliceserve.cli.bench.backends import Backend, SplitBackend, open_backend, stats_between
 from sliceserve.cli.bench.options import BackendName
-from sliceserve.cli.bench.report import progress
 from sliceserve.cli.bench.timeline import latencies
 from sliceserve.cli.bench.workload import OnToken, Workload, vocab_size
-from sliceserve.cli.console import stderr
+from sliceserve.cli.console import Working, progress
 from sliceserve.client.stats import RequestStats
 from sliceserve.configs import ClientConfig
 from sliceserve.engine.build import pick_dtype
@@ -29,9 +28,9 @@ async def measure_each(
     results = []
     for name in names:
         async with AsyncExitStack() as stack:
-            with stderr.status(f"Loading {config.model.model} …"):
+            with Working(f"Loading {config.model.model} …"):
                 backend = await stack.enter_async_context(open_backend(name, config))
-            with stderr.status("Warming up …"):
+            with Working("Warming up …"):
                 await warm_up(backend, config, work, concurrency)
             with progress(f"{name.value}, tokens", work.num_output_tokens) as on_token:
                 results.append(await measure(backend, config, work, concurrency, on_token))

@@ -9,10 +9,10 @@ from sliceserve.cli.bench.fleet import start_fleet
 from sliceserve.cli.bench.fleet_messages import Assignment, Client, Outcome, Recording
 from sliceserve.cli.bench.goodput import Limits
 from sliceserve.cli.bench.replay import part, record
-from sliceserve.cli.bench.report import progress
 from sliceserve.cli.bench.server_figures import counters
 from sliceserve.cli.bench.timeline import latencies, summarize_ms
 from sliceserve.cli.bench.trace import Arrival
+from sliceserve.cli.console import progress
 from sliceserve.configs import ClientConfig, SamplingParams
 from sliceserve.models.resolve import resolve_model
 from sliceserve.models.tokenizer import Tokenizer

@@ -5,8 +5,8 @@ import torch
 from sliceserve.calibration import profiles_of
 from sliceserve.calibration.profiles import measured as with_rates
 from sliceserve.calibration.tables import fit_tables
-from sliceserve.cli.bench.report import measured
 from sliceserve.cli.bench.vectors import cut_of
+from sliceserve.cli.console import measured
 from sliceserve.codec.profile import Predictor, Profile
 from sliceserve.configs import CalibratedConfig, ClientConfig
 from sliceserve.kernels.calibrated import NUM_POINTS

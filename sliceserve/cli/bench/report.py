@@ -1,41 +1,13 @@
-"""How benchmarks speak: progress on stderr, then a table or one JSON line."""
+"""How benchmarks speak: a table, or one JSON line."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sliceserve.cli.console import stderr, stdout
-
-
-@contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on the terminal while the context is open; calling what it yields moves it by one."""
-    with _bar() as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda: bar.advance(task)
-
-
-@contextmanager
-def measured(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that says itself how much of how much is done."""
-    with _bar() as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

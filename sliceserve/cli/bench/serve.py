@@ -14,11 +14,11 @@ from sliceserve.cli.bench.backends import own_server
 from sliceserve.cli.bench.fleet import start_fleet
 from sliceserve.cli.bench.fleet_messages import Assignment, Client, Outcome, Recording
 from sliceserve.cli.bench.replay import record
-from sliceserve.cli.bench.report import make_table, progress
+from sliceserve.cli.bench.report import make_table
 from sliceserve.cli.bench.server_figures import counters, read
 from sliceserve.cli.bench.timeline import latencies
 from sliceserve.cli.bench.workload import Workload, vocab_size
-from sliceserve.cli.console import stderr
+from sliceserve.cli.console import Working, progress
 from sliceserve.configs import ClientConfig
 
 _DEFAULT_MAX_REQUESTS = 1024
@@ -48,14 +48,14 @@ async def run(config: ClientConfig, work: Workload, load: Load, own: bool) -> di
     ``work`` has a prompt for each request."""
     async with AsyncExitStack() as stack:
         if own:
-            with stderr.status(f"Starting a server for {config.model.model} …"):
+            with Working(f"Starting a server for {config.model.model} …"):
                 config = await stack.enter_async_context(_own(config, load))
         info = await read(config, "/v1/split/info")
         cuts = load.splits or tuple(msgspec.json.decode(info, type=_ServerInfo).cuts)
         prompts = await asyncio.to_thread(lambda: work.prompts(vocab_size(config)))
         recordings = await _record(config, work, load, cuts, prompts)
         assignments = assign(config, work, load, cuts, prompts, recordings)
-        with stderr.status(f"Starting {load.num_clients} clients …"):
+        with Working(f"Starting {load.num_clients} clients …"):
             fleet = await stack.enter_async_context(start_fleet(assignments))
         before = await counters(config)
         with progress("requests", work.num_prompts) as on_outcome:
