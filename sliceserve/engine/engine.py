@@ -1,16 +1,13 @@
 """The engine: any range of layers, many requests, one sentence: schedule, run, update."""
 
-import dataclasses
 import itertools
-import secrets
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future
 
 import msgspec
 
 from sliceserve.codec.base import CodecError, max_packet_bytes
-from sliceserve.configs import SamplingParams, SchedulerConfig
+from sliceserve.configs import SchedulerConfig
 from sliceserve.engine.distribution import Distribution
 from sliceserve.engine.grammars import Grammar, Grammars
 from sliceserve.engine.messages import (
@@ -24,6 +21,7 @@ from sliceserve.engine.messages import (
     RequestOutput,
     SegmentStats,
 )
+from sliceserve.engine.opening import continues, expect_servable, with_seed
 from sliceserve.engine.runner import BadRow, Runner
 from sliceserve.engine.timing import Timekeeper
 from sliceserve.engine.turnover import Turnovers
@@ -72,10 +70,6 @@ class Engine:
         self._step_requests = Distribution.over(_STEP_SIZES)
         self._num_steps = self._num_tokens = self._num_sampled = 0
         self._busy_seconds = 0.0
-
-    @property
-    def is_head(self) -> bool:
-        return self.info.stop_layer < self.info.num_layers
 
     def step(self) -> list[RequestOutput] | None:
         """One forward pass over what is ready; None when nothing is, until the next command.
@@ -199,7 +193,7 @@ class Engine:
             ],
             step_tokens=self._step_tokens,
             step_requests=self._step_requests,
-            paths={} if self.is_head else self._times.paths,
+            paths={} if self.info.is_head else self._times.paths,
         )
 
     def close(self) -> None:
@@ -215,12 +209,12 @@ class Engine:
 
     def _open(self, command: Open) -> list[RequestOutput]:
         live = self._scheduler.get(command.request_id)
-        if live is not None and _continues(command, live):
+        if live is not None and continues(command, live):
             return [self._attach(command, live)]
         self._forget(command.request_id)
-        self._expect_servable(command)
+        expect_servable(command, self.info)
         guide = command.sampling.guide
-        if guide is None or self.is_head:
+        if guide is None or self.info.is_head:
             return [self._begin(command, None)]
         grammar = self._grammars.compile(guide)
         if grammar.done():
@@ -254,8 +248,8 @@ class Engine:
             prompt=command.prompt,
             outputs=command.outputs,
             entry_layer=command.entry_layer,
-            is_head=self.is_head,
-            sampling=_with_seed(command),
+            is_head=self.info.is_head,
+            sampling=with_seed(command.sampling),
             codec=command.codec,
             tenant=command.tenant,
             priority=command.priority,
@@ -291,35 +285,6 @@ class Engine:
             wanted=request.num_known,
             credit=request.credit,
         )
-
-    def _expect_servable(self, command: Open) -> None:
-        """What the scheduler cannot know: layers, codecs and the vocabulary."""
-        info = self.info
-        offered = [0, *info.cuts] if info.thin or self.is_head else info.cuts
-        if command.entry_layer not in offered:
-            raise RequestRefused(
-                "cut_not_offered",
-                f"rows cannot enter at layer {command.entry_layer}; this engine offers "
-                f"{', '.join(map(str, offered))}",
-            )
-        codecs = info.packet_codecs(command.entry_layer)
-        if command.entry_layer > 0 and command.codec not in codecs:
-            raise RequestRefused(
-                "unsupported_codec",
-                f"codec {command.codec!r} is not known here; known are {', '.join(codecs)}",
-            )
-        self._expect_in_vocabulary((*command.prompt, *command.outputs), "token id")
-        biased = [token_id for token_id, _ in command.sampling.logit_bias]
-        self._expect_in_vocabulary(biased, "logit_bias has token id")
-
-    def _expect_in_vocabulary(self, token_ids: Iterable[int], what: str) -> None:
-        size = self.info.vocab_size
-        for token_id in token_ids:
-            if not 0 <= token_id < size:
-                raise RequestRefused(
-                    "invalid_request",
-                    f"{what} {token_id}, which is outside the vocabulary of {size}",
-                )
 
     def _append_packets(self, command: AppendPackets) -> list[RequestOutput]:
         request = self._live(command.request_id)
@@ -420,23 +385,3 @@ class Engine:
         elif progress.token is not None:
             self._last_token[request_id] = progress.token
         return report
-
-
-def _continues(command: Open, request: Request) -> bool:
-    """Is the live request the one that the client means, with at most its last token unseen?
-
-    Logprobs of its prompt that the client may have missed are not kept: it begins anew for them."""
-    return (
-        request.num_prompt == command.num_prompt
-        and request.entry_layer == command.entry_layer
-        and request.codec == command.codec
-        and command.outputs in (request.outputs, request.outputs[:-1])
-        and (bool(command.outputs) or request.num_to_score == 0)
-    )
-
-
-def _with_seed(command: Open) -> SamplingParams:
-    sampling = command.sampling
-    if sampling.temperature == 0 or sampling.seed is not None:
-        return sampling
-    return dataclasses.replace(sampling, seed=secrets.randbits(63))

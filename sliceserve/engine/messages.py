@@ -199,6 +199,11 @@ class EngineInfo(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     eos_token_ids: list[int]
     block_size: int = 0
 
+    @property
+    def is_head(self) -> bool:
+        """Whether rows leave as packets, below the model's last layer."""
+        return self.stop_layer < self.num_layers
+
     def profile(self, codec: str, cut: int, hide_tokens: bool) -> ProfileInfo | None:
         """The profile for packets of ``codec`` that enter at ``cut``."""
         for profile in self.profiles:
