@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,11 +122,19 @@ async def test_a_gateway_gives_the_text_of_the_whole_model(server, model_path, s
         assert await texts(gateway_url) == whole
         async with httpx.AsyncClient(base_url=gateway_url) as client:
             assert (await client.get("/health")).json() == {"status": "ok"}
-            assert "sliceserve:engine_steps_total" in (await client.get("/metrics")).text
+            told = (await client.get("/metrics")).text
+            assert "sliceserve:engine_steps_total" in told
+            for part in ("head", "encode", "link", "queue", "tail", "sample"):
+                labels = f'{{part="{part}",path="split"}}'
+                num_tokens = re.search(rf"token_time_tokens_total{labels} (\S+)", told)
+                assert float(num_tokens[1]) > 0, part
+            assert re.search(r"split_uplink_fp16_bytes_total [1-9]", told)
             assert (await client.get("/v1/split/info")).status_code == 404
     async with httpx.AsyncClient(base_url=url) as client:
         text = (await client.get("/metrics")).text
     assert f'sliceserve:split_sessions{{cut="{split}"}} 0.0' in text
+    for part in ("head", "encode", "link", "queue", "tail", "sample"):
+        assert f'token_time_seconds_total{{part="{part}",path="split"}}' in text
     assert 'sliceserve:generation_tokens_total{path="split",tenant="default"}' in text
 
 
