@@ -7,6 +7,10 @@ import httpx
 import pytest
 import torch
 
+from sliceserve.api.app import create_app
+from sliceserve.api.backend import Backend
+from sliceserve.client import AsyncSplitLLM
+
 TEXT = "The quick brown fox"
 # lm-evaluation-harness asks for log-likelihoods like this.
 SCORING = {"model": "tiny", "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True}
@@ -35,6 +39,25 @@ async def client(serve, make_engine):
     served = await serve(await make_engine(max_tokens_per_step=16))
     async with httpx.AsyncClient(base_url=served.url, timeout=60.0) as client:
         yield client
+
+
+@pytest.fixture
+async def gateway(serve, make_engine, model_path, tokenizer):
+    """The same routes on a device that runs the first three layers itself."""
+    served = await serve(await make_engine(max_tokens_per_step=16))
+    options = {"codec": "float32", "dtype": "float32", "device": "cpu"}
+    async with AsyncSplitLLM(served.url, model=str(model_path), split=3, **options) as llm:
+        backend = Backend(
+            models=("tiny",),
+            fingerprint=llm.head.info.fingerprint,
+            tokenizer=tokenizer,
+            generator=llm.generator,
+            engine=None,
+            stats=llm.head.stats,
+        )
+        transport = httpx.ASGITransport(create_app(backend))
+        async with httpx.AsyncClient(transport=transport, base_url="http://device") as client:
+            yield client
 
 
 async def complete(client, status=200, **body):
@@ -129,6 +152,24 @@ async def test_an_echo_whole_and_streamed(client, tokenizer, logprobs_of, as_ids
     assert "".join(part["text"] for part in parts) == choice["text"]
     for name, values in told.items():
         assert [value for part in parts for value in part["logprobs"][name]] == values
+
+
+async def test_a_gateway_answers_as_the_server_does(client, gateway, tokenizer):
+    tell_all = {"echo": True, "logprobs": 2, "prompt_logprobs": 1, "seed": 3, "ignore_eos": True}
+    change_all = {"logit_bias": {"70": 3}, "presence_penalty": 1.0, "repetition_penalty": 1.2}
+    body = {"prompt": tokenizer.encode(TEXT), "n": 2, "best_of": 3, "max_tokens": 6}
+    body |= tell_all | change_all
+    there, here = await complete(client, **body), await complete(gateway, **body)
+    for ours, theirs in zip(here["choices"], there["choices"], strict=True):
+        assert ours["text"] == theirs["text"]
+        for name in ("tokens", "text_offset"):
+            assert ours["logprobs"][name] == theirs["logprobs"][name]
+        for name in ("token_logprobs", "top_logprobs"):
+            for a, b in zip(ours["logprobs"][name], theirs["logprobs"][name], strict=True):
+                assert a == pytest.approx(b, abs=1e-3)
+        for a, b in zip(ours["prompt_logprobs"], theirs["prompt_logprobs"], strict=True):
+            assert (a or {}).keys() == (b or {}).keys()
+    assert here["usage"]["completion_tokens"] == there["usage"]["completion_tokens"] == 18
 
 
 async def test_an_echo_without_logprobs_comes_once_for_each_choice(client):
