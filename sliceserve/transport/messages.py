@@ -12,8 +12,9 @@ SUBPROTOCOL = "sliceserve.v1"
 PROTOCOL_VERSION = 3
 # What a Hello speaks that names no version. Servers still serve it, without prefixes.
 OLDEST_VERSION = 1
-# What servers of older versions would let pass and not do.
-_SAMPLING_SINCE_3 = (
+# What servers before this version would let pass and not do.
+_NEWER_SETTINGS_VERSION = 3
+_NEWER_SETTINGS = (
     "min_tokens",
     "logit_bias",
     "presence_penalty",
@@ -212,7 +213,7 @@ class Bye(Control, frozen=True, kw_only=True):
 def newer_settings(sampling: SamplingParams, protocol: int) -> list[str]:
     """The names of settings that ``sampling`` uses and a server that speaks ``protocol`` does not
     know."""
-    if protocol >= PROTOCOL_VERSION:
+    if protocol >= _NEWER_SETTINGS_VERSION:
         return []
     defaults = {field.name: field.default for field in fields(SamplingParams)}
-    return [name for name in _SAMPLING_SINCE_3 if getattr(sampling, name) != defaults[name]]
+    return [name for name in _NEWER_SETTINGS if getattr(sampling, name) != defaults[name]]
