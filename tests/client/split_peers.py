@@ -246,6 +246,7 @@ class ScriptedServer:
 
     def _welcome(self, hello: wire.Hello, token: str) -> wire.Welcome:
         return wire.Welcome(
+            protocol=hello.protocol,
             cut=CUT if hello.cut is None else hello.cut,
             codec=hello.codec,
             profile=self.profile,
@@ -370,11 +371,13 @@ class ScriptedServer:
 class Pair:
     """A session between a scripted head and a scripted server."""
 
-    def __init__(self, server: ScriptedServer, model_path: str = "", **options: Any) -> None:
+    def __init__(
+        self, server: ScriptedServer, model_path: str = "", protocol: int = 1, **options: Any
+    ) -> None:
         self.server = server
         self.model_path = model_path
         self.head: ScriptedHead | None = None
-        hello = wire.Hello(fingerprint="abc", codec=CODEC)
+        hello = wire.Hello(protocol=protocol, fingerprint="abc", codec=CODEC)
         self.session = SplitSession(server.dial, self._make_head, hello, Patience(**options))
 
     def _make_head(self, welcome: wire.Welcome) -> ScriptedHead:

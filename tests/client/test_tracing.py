@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -203,3 +205,29 @@ def test_no_tracing_imports_nothing_of_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
     assert make_tracing(None, "test") is None
+
+
+def test_spans_reach_their_collector():
+    received = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}/v1/traces"
+        tracing = make_tracing(endpoint, "sliceserve-test")
+        span = tracing.start("request", "server", PARENT, {"gen_ai.request.model": "tiny"})
+        span.end("it broke")
+        tracing.close()
+        server.shutdown()
+    ((path, body),) = received
+    assert path == "/v1/traces"
+    assert b"sliceserve-test" in body and b"it broke" in body
+    assert bytes.fromhex(PARENT.split("-")[1]) in body
