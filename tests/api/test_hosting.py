@@ -12,8 +12,9 @@ from split_peer import connect
 
 from sliceserve.api.hosting import serve as serve_backend
 from sliceserve.api.listening import ServerError, bind
-from sliceserve.api.shutdown import Interrupted, Shutdown
+from sliceserve.api.shutdown import Interrupted, Shutdown, on_hangup
 from sliceserve.configs import HttpConfig
+from sliceserve.configs.loading import ConfigError
 from sliceserve.transport.messages import Bye, Drain, Opened
 
 COMPLETION = {"model": "tiny", "prompt": "Hi"}
@@ -137,3 +138,22 @@ async def test_a_signal_ends_the_start():
 
     with pytest.raises(ValueError, match="no model"):
         await Shutdown().guard(fail())
+
+
+async def test_a_hangup_reads_again_and_what_cannot_be_used_changes_nothing(caplog, eventually):
+    calls = []
+
+    def reload():
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise ConfigError("keys.yaml: there is no setting tenant; did you mean tenants?")
+
+    on_hangup(reload)
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await eventually(lambda: calls == [0])
+        assert "nothing was changed at SIGHUP: keys.yaml" in caplog.text
+        os.kill(os.getpid(), signal.SIGHUP)
+        await eventually(lambda: calls == [0, 1])
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)

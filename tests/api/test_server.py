@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import httpx
 import msgspec
@@ -195,3 +196,37 @@ def test_the_death_of_the_engine_ends_server_and_workers(model_path):
     assert b"ServerError: the engine has died: the engine process ended unexpectedly" in words
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+def test_workers_keep_one_count_of_a_tenant_and_learn_of_new_keys(model_path, tmp_path):
+    path = tmp_path / "keys.yaml"
+    tenant = "tenants: [{name: lab, api_keys: [%s], tokens_per_day: 6}]"
+    path.write_text(tenant % "old")
+    process = start_server(server_config(model_path, api_keys_file=str(path), api_workers=2))
+    try:
+        url = process.stdout.readline().decode().strip()
+
+        def ask(key):
+            # A connection each: whichever worker is free takes it.
+            body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+            headers = {"Authorization": f"Bearer {key}"}
+            return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
+
+        # Each takes a token of prompt and one of answer.
+        answers = [ask("old") for _ in range(8)]
+        assert [answer.status_code for answer in answers].count(200) == 3
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert len(refused) == 5
+        assert all(0 < int(answer.headers["retry-after"]) <= 86400 / 6 for answer in refused)
+        path.write_text(tenant % "new")
+        process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 30
+        while ask("old").status_code != 401:
+            assert time.monotonic() < deadline
+        # Another key, and the same account.
+        assert ask("new").status_code == 429
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
