@@ -212,16 +212,7 @@ async def _run(
         shares_prompt=index % job.request.num_choices > 0,
         trace=trace,
     )
-    chunks = stream_text(
-        backend.expect_generator(),
-        backend.tokenizer,
-        wanted.prompt,
-        wanted.sampling,
-        job.request.stop_strings,
-        caller,
-        include_stop=job.request.include_stop_str_in_output,
-        skip_special_tokens=not job.shows_special_tokens,
-    )
+    chunks = _stream(job, wanted, caller, backend)
     last: Exception | None = GenerationError("internal_error", "the answer broke off")
     try:
         async for chunk in chunks:
@@ -244,6 +235,21 @@ async def _run(
     finally:
         await chunks.aclose()
     await waiting.put((index, last))
+
+
+def _stream(
+    job: Job, wanted: Answer, caller: Caller, backend: Backend
+) -> AsyncGenerator[TextChunk, None]:
+    return stream_text(
+        backend.expect_generator(),
+        backend.tokenizer,
+        wanted.prompt,
+        wanted.sampling,
+        job.request.stop_strings,
+        caller,
+        include_stop=job.request.include_stop_str_in_output,
+        skip_special_tokens=not job.shows_special_tokens,
+    )
 
 
 def _start_trace(job: Job, wanted: Answer, backend: Backend) -> RequestTrace | None:
