@@ -65,13 +65,23 @@ def choice(options: Sequence[str]) -> str:
 def grammar(text: str) -> str:
     """Text of a context-free grammar: Lark as llguidance reads it, or GBNF as llama.cpp does.
     Raises GuideError for what is neither."""
-    if "::=" in text:
+    if re.search(r"(?m)^\s*[\w-]+\s*::=", text):
         converter = load_llguidance().gbnf_to_lark
         try:
             text = converter.any_to_lark(text)
         except converter.GbnfToLarkError as error:
             raise GuideError(f"cannot read the grammar as GBNF: {error}") from error
     return _serialise({"lark_grammar": text})
+
+
+def either(*guides: str) -> str:
+    """Text of any one guide. They must part at their first character."""
+    definitions = []
+    for i, guide in enumerate(guides):
+        (definition,) = json.loads(guide)["grammars"]
+        definitions.append({**definition, "name": f"guide{i}"})
+    start = " | ".join(f"@{definition['name']}" for definition in definitions)
+    return _serialise({"lark_grammar": f"start: {start}"}, *definitions)
 
 
 def from_part(part: Part) -> str:
@@ -155,8 +165,8 @@ def load_llguidance() -> Any:
     return llguidance
 
 
-def _serialise(definition: dict[str, Any]) -> str:
-    guide = _dumps({"grammars": [definition]})
+def _serialise(*definitions: dict[str, Any]) -> str:
+    guide = _dumps({"grammars": definitions})
     if len(guide) > MAX_GUIDE_CHARS:
         raise GuideError(
             f"the grammar has {len(guide)} characters, more than the {MAX_GUIDE_CHARS} allowed"
@@ -164,7 +174,7 @@ def _serialise(definition: dict[str, Any]) -> str:
     return guide
 
 
-def _dumps(value: dict[str, Any]) -> str:
+def _dumps(value: Mapping[str, Any]) -> str:
     try:
         return json.dumps(value)
     except RecursionError as error:

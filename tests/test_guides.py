@@ -100,7 +100,10 @@ def test_a_choice(accepts, option):
 
 @pytest.mark.parametrize(
     "grammar",
-    ['start: "a" NUMBER ("," NUMBER)*\nNUMBER: /[0-9]+/', 'root ::= "a" [0-9]+ ("," [0-9]+)*\n'],
+    [
+        '// not a ::= b\nstart: "a" NUMBER ("," NUMBER)*\nNUMBER: /[0-9]+/',
+        'root ::= "a" [0-9]+ ("," [0-9]+)*\n',
+    ],
     ids=["lark", "gbnf"],
 )
 def test_a_grammar(accepts, grammar):
@@ -125,6 +128,14 @@ def test_parts_make_a_tool_call(accepts):
     assert not accepts(guides.from_part(several), f"{f}\n{g}\n{f}")
     assert accepts(guides.from_part(guides.repeated(call)), f * 3)
     assert not accepts(guides.from_part(several), f.replace('"f"', '"h"'))
+
+
+def test_either_of_two(accepts):
+    call = guides.sequence(guides.literal("<call>"), guides.json_value({"const": {"a": 1}}))
+    guide = guides.either(guides.from_part(call), guides.json_schema(PERSON))
+    assert accepts(guide, '<call>{"a": 1}')
+    assert accepts(guide, '{"name": "Ada", "age": 36}')
+    assert not accepts(guide, '{"a": 1}')
 
 
 def test_a_special_token_is_not_its_text(accepts):

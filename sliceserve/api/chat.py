@@ -38,13 +38,14 @@ async def create_chat_completion(
     """Answer a conversation. Raises ApiError."""
     backend.expect_model(request.model)
     backend.expect_generator()
-    prompt = await asyncio.to_thread(make_prompt, request, backend)
+    wanted = await wanted_guide(request)
+    prompt = await asyncio.to_thread(make_prompt, request, backend, wanted)
     job = plan_job(
         http,
         request,
         [prompt.token_ids],
         backend,
-        guide=prompt.guide or await wanted_guide(request),
+        guide=prompt.guide or wanted,
         shows_special_tokens=prompt.shows_special_tokens,
     )
     form = _ChatFormat(request, prompt, backend)

@@ -29,7 +29,7 @@ from sliceserve.api.tool_parsing import (
     without_template,
 )
 from sliceserve.engine.generation import TextChunk
-from sliceserve.guides import GuideError, check
+from sliceserve.guides import GuideError, check, either
 from sliceserve.models.chat_template import knows_role, reads
 from sliceserve.models.errors import ModelError
 
@@ -88,15 +88,20 @@ class AnswerReader:
         return "tool_calls" if has_calls and chunk.finish_reason == "stop" else chunk.finish_reason
 
 
-def make_prompt(conversation: Conversation, backend: Backend) -> ChatPrompt:
-    """The prompt for an answer to ``conversation``. Raises ApiError for what the template refuses,
-    and for tools that cannot be called as was asked. Takes milliseconds."""
+def make_prompt(
+    conversation: Conversation, backend: Backend, wanted: str | None = None
+) -> ChatPrompt:
+    """The prompt for an answer to ``conversation``, which follows the guide ``wanted`` where it
+    makes no calls. Raises ApiError for what the template refuses, and for tools that cannot be
+    called as was asked. Takes milliseconds."""
     tools = conversation.callable_tools
     # A model that may not call should not be tempted.
     shown = conversation.tools if tools else None
     template = _Template.of(conversation, backend, bool(shown))
     prompt = template.render(conversation.messages, shown or [])
-    return ChatPrompt(prompt, _calling(conversation, template.form, backend) if tools else None)
+    if not tools:
+        return ChatPrompt(prompt)
+    return ChatPrompt(prompt, _calling(conversation, template.form, backend, wanted))
 
 
 def render(
@@ -107,7 +112,9 @@ def render(
     return template.render(messages, options.tools or [])
 
 
-def _calling(conversation: Conversation, form: ToolFormat, backend: Backend) -> Calling:
+def _calling(
+    conversation: Conversation, form: ToolFormat, backend: Backend, wanted: str | None
+) -> Calling:
     tools, must_call = conversation.callable_tools, conversation.must_call
     functions = [_function(tool, must_call) for tool in tools]
     parallel = conversation.may_call_several
@@ -116,6 +123,10 @@ def _calling(conversation: Conversation, form: ToolFormat, backend: Backend) -> 
     try:
         if must_call:
             guide = forced_calls(form, functions, special, parallel=parallel)
+        elif wanted is not None:
+            if not form.first + form.before:
+                raise GuideError("this model writes them like any JSON, which has a form already")
+            guide = either(forced_calls(form, functions, special, parallel=parallel), wanted)
         elif not parallel or any(function.strict for function in functions):
             guide = well_formed_calls(form, functions, special, parallel=parallel)
         if guide is not None:

@@ -188,3 +188,32 @@ async def test_the_guide_that_the_engine_is_given(serve, fake, client_of, wish, 
     await client.chat.completions.create(model="tiny", messages=MESSAGES, extra_body=wish)
     given = engine.sent(Open)[0].sampling.guide
     assert (given and json.loads(given)) == (guide and json.loads(guide))
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "strict": True,
+        "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+    },
+}
+
+
+async def test_where_tools_may_be_called_the_answer_is_a_call_or_has_the_form(
+    serve, fake, client_of
+):
+    engine = fake(max_model_len=4096)
+    client = client_of(await serve(engine))
+
+    async def guide_of(**wish):
+        await client.chat.completions.create(
+            model="tiny", messages=MESSAGES, response_format={"type": "json_object"}, **wish
+        )
+        return engine.sent(Open)[-1].sampling.guide
+
+    free = await guide_of()
+    assert free == guides.json_object()
+    assert await guide_of(tools=[TOOL], tool_choice="none") == free
+    forced = await guide_of(tools=[TOOL], tool_choice="required")
+    assert await guide_of(tools=[TOOL]) == guides.either(forced, free)
