@@ -33,8 +33,8 @@ Part = NewType("Part", str)
 # A space, or a line break and its indentation: JSON as models write it, on one line or on many. A
 # model that has lost its way could fill the whole answer with more.
 _JSON_WHITESPACE = r" |\n {0,32}"
-# Some 1 to 2 kB each. Work is bounded by llguidance's own limits: half a second to compile, and tens
-# of milliseconds for a token, are the worst that was found.
+# Some 1 to 2 kB each. Work is bounded by llguidance's own limits: half a second to compile, and
+# tens of milliseconds for a token, are the worst that was found.
 _MAX_LEXER_STATES = 50_000
 
 
