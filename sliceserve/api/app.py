@@ -158,6 +158,7 @@ def _add_status_routes(
 
     @app.get("/metrics", response_model=None)
     async def expose_metrics() -> Response:
+        metrics.count_tasks()
         return Response(metrics.expose(*await observe()), media_type=CONTENT_TYPE_LATEST)
 
     async def read_metrics() -> Readings | None:

@@ -1,5 +1,6 @@
 """What the API counts itself, and the text of /metrics."""
 
+import asyncio
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -81,6 +82,13 @@ class Metrics:
             multiprocess_mode="min",
         ).set(time.time())
 
+        self._tasks = Gauge(
+            "sliceserve:event_loop_tasks",
+            "Tasks on the event loops of the workers, each as of its last answer to this.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+
     def _define_request_metrics(self) -> None:
         by_path, by_tenant = ("path",), ("path", "tenant")
         self.first_token_seconds = self._histogram(
@@ -153,6 +161,10 @@ class Metrics:
 
     def tenant_label(self, tenant: str) -> str:
         return tenant if tenant in self._tenants else "other"
+
+    def count_tasks(self) -> None:
+        """Those of the event loop that runs this."""
+        self._tasks.set(len(asyncio.all_tasks()))
 
     def count_uplink(self, payload_bytes: int) -> None:
         self._uplink.inc(wire_bytes(payload_bytes, from_client=True))
