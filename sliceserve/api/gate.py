@@ -17,9 +17,9 @@ _GUARDED = ("/tokenize", "/detokenize", "/tokenizer_info", "/dashboard/events")
 
 
 class Gate:
-    """ASGI middleware. Refuses requests under /v1 and the like before anything else looks
-    at them, WebSockets included (they get an HTTP answer instead of an upgrade), and counts those
-    that are live.
+    """ASGI middleware. Refuses requests under /v1 and the like before anything else looks at them,
+    WebSockets included (they get an HTTP answer instead of an upgrade), and counts those that are
+    live.
 
     ``accounts`` know the keys; `account_of` tells a route whose request it has. WebSockets that a
     web page opens must come from one of ``origins``: nothing else keeps a stranger's page from a

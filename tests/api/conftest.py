@@ -146,9 +146,10 @@ async def serve(backend_of):
             drain_timeout_s=5.0,
             split_limits=None,
             name="tiny",
+            port=0,
             **http,
         ):
-            sock = stack.enter_context(bind("127.0.0.1", 0))
+            sock = stack.enter_context(bind("127.0.0.1", port))
             shutdown = Shutdown()
             url = asyncio.get_running_loop().create_future()
             task = asyncio.create_task(

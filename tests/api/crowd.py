@@ -9,7 +9,7 @@ from split_peer import connect
 from sliceserve.codec.registry import build_codec
 from sliceserve.configs import CodecConfig
 from sliceserve.transport.frames import DataFrame
-from sliceserve.transport.messages import Error, Opened, Token
+from sliceserve.transport.messages import Error, Opened, Times, Token
 
 NUM_PROMPT = 4
 _CODEC = CodecConfig(name="int8")
@@ -33,6 +33,10 @@ class Crowd:
             await self._send(peer, request_id, 0, NUM_PROMPT)
             while (token := await _until(peer, Token)).finish_reason is None:
                 await self._send(peer, request_id, token.position, 1)
+            n = num_tokens - 1
+            await peer.send(
+                Times(num_tokens=n, head_us=n * 8000, encode_us=n * 900, link_us=n * 20000)
+            )
 
     async def _send(self, peer, request_id, start, count):
         packets = self._packets[start : start + count]

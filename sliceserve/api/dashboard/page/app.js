@@ -10,7 +10,7 @@ const find = (id) => document.getElementById(id);
 const KEY = "sliceserve.key";
 const LINK_WORDS = { connecting: "Connecting", live: "Live", draining: "Draining", lost: "Not connected", locked: "Locked", absent: "Switched off" };
 
-const cards = makeCards(find("charts"));
+let cards = null;
 let about = null;
 let points = [];
 let heardAt = null;
@@ -22,6 +22,8 @@ function onEvent(kind, data) {
   if (kind === "about") {
     about = data;
     ended = false;
+    document.body.classList.toggle("gateway", about.role === "gateway");
+    cards ??= makeCards(find("charts"), about.role);
   } else if (kind === "end") {
     ended = true;
   } else if (kind === "sample") {
@@ -47,8 +49,16 @@ function onSample(sample) {
   document.title = `${about.model} · SliceServe`;
   showFacts(state);
   showWelcome(sample);
-  cards.update(sample, points, about);
+  const span = spanOf(points);
+  text(find("charts-title"), span === 60 ? "The last minute" : `The last ${span / 60} minutes`);
+  cards.update(sample, points, about.interval_s, span);
   updatePanels(sample, about);
+}
+
+/** Whole minutes, in seconds, that hold what there is to show. */
+function spanOf(points) {
+  const minutes = Math.ceil((points.at(-1).at - points[0].at) / 60 - 0.02);
+  return 60 * Math.min(Math.max(1, minutes), about.history_s / 60);
 }
 
 function showFacts(state) {

@@ -18,11 +18,11 @@ const CARDS = [
     series: "sliceserve:split_sessions, num_requests_live",
     lines: [
       { key: "sessions", label: "split clients", kind: "c1" },
-      { key: "live", label: "requests", kind: "c2 dashed" },
+      { key: "live", label: "live requests", kind: "c2 dashed" },
     ],
     format: whole,
     now: ({ state }) => whole(sum(state.sessions)),
-    sub: ({ state }) => `split, with ${plural(state.live, "request")} live in all`,
+    sub: ({ state }) => `split, and ${plural(state.live, "request")} live in all`,
   },
   {
     id: "tokens",
@@ -57,7 +57,7 @@ const CARDS = [
     format: whole,
     now: ({ state }) => whole(state.queued + state.waiting),
     sub: ({ state, total }) =>
-      `waiting; ${whole(state.detached)} without their client, ${whole(total.num_preempted)} preempted since start`,
+      `waiting; ${whole(state.detached)} detached, ${whole(total.num_preempted)} preemptions`,
   },
   {
     id: "first",
@@ -101,11 +101,22 @@ const CARDS = [
   },
 ];
 
-export function makeCards(host) {
-  const cards = CARDS.map((spec) => ({ ...spec, chart: new ChartCard(spec) }));
+// A gateway has no split clients: it is one.
+const GATEWAY_CLIENTS = {
+  ...CARDS[0],
+  title: "Requests",
+  series: "sliceserve:num_requests_live",
+  lines: [{ key: "live", label: "live", kind: "c1" }],
+  now: ({ state }) => whole(state.live),
+  sub: ({ state }) => `live, ${whole(state.running)} of them running here`,
+};
+
+export function makeCards(host, role) {
+  const specs = role === "gateway" ? [GATEWAY_CLIENTS, ...CARDS.slice(1)] : CARDS;
+  const cards = specs.map((spec) => ({ ...spec, chart: new ChartCard(spec) }));
   host.append(...cards.map(({ chart }) => chart.node));
   return {
-    update(sample, points, { interval_s: interval, history_s: span }) {
+    update(sample, points, interval, span) {
       for (const { chart, now, sub, reference } of cards) {
         text(chart.number, now(sample));
         text(chart.unit, sub(sample));

@@ -8,7 +8,7 @@ const TOP = 12;
 const BOTTOM = 2;
 // Points further apart than this many intervals have a gap between them: nobody watched.
 const GAP_INTERVALS = 4;
-const TABLE_ROWS = 11;
+const TABLE_ROWS = 7;
 
 const charts = new Set();
 // The time that is pointed at, in seconds before now; null for none.
@@ -85,8 +85,9 @@ export class ChartCard {
   draw() {
     const width = this.plot.clientWidth;
     if (!width || !this.points.length) return;
-    const seen = this.lines.flatMap(({ key }) => this.points.map((point) => point[key] ?? 0));
-    this.most = ceiling(Math.max(...seen, this.reference ?? 0));
+    const values = this.lines.flatMap(({ key }) => this.points.map((point) => point[key] ?? 0));
+    this.seen = Math.max(...values, this.reference ?? 0);
+    this.most = ceiling(this.seen);
     this.width = width;
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.svg.setAttribute("width", width);
@@ -109,7 +110,7 @@ export class ChartCard {
     const line = (value, kind) =>
       svg("line", { class: kind, x1: 0, x2: this.width, y1: this.y(value), y2: this.y(value) });
     const nodes = [line(0, "axis"), line(this.most, "grid")];
-    nodes.push(svg("text", { class: "mark", x: 0, y: TOP - 3 }, this.format(this.most)));
+    if (this.seen) nodes.push(svg("text", { class: "mark", x: 0, y: TOP - 3 }, this.format(this.most)));
     if (this.reference) nodes.push(line(this.reference, "reference"));
     return nodes;
   }
@@ -170,7 +171,7 @@ export class ChartCard {
       const [least, most] = [Math.min(...values), Math.max(...values)].map(this.format);
       return `${label}: now ${this.format(newest[key])}, from ${least} to ${most}`;
     });
-    this.plot.setAttribute("aria-label", `${this.title}, five minutes. ${words.join(". ")}.`);
+    this.plot.setAttribute("aria-label", `${this.title}, the last ${duration(this.span)}. ${words.join(". ")}.`);
     if (!this.table.checkVisibility()) return;
     const rows = Array.from({ length: TABLE_ROWS }, (_, i) => (i * this.span) / (TABLE_ROWS - 1))
       .filter((ago) => this.points[0].at <= newest.at - ago + this.interval)

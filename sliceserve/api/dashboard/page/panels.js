@@ -1,6 +1,6 @@
 // What is not a line over time: cuts, blocks, parts of a token's time, percentiles, totals.
 
-import { bar, el, show, table, text } from "./dom.js";
+import { bar, el, show, text } from "./dom.js";
 import { bytes, number, percent, plural, seconds, whole } from "./format.js";
 
 const PARTS = {
@@ -87,14 +87,14 @@ function showParts(recent, total) {
       el(
         "div",
         { class: "part", "data-part": part },
-        el("i", { class: `swatch box ${part}` }),
+        el("i", { class: `swatch box part-${part}` }),
         el("dt", {}, part, el("span", { class: "what" }, PARTS[part])),
         el("dd", {}, el("b", {}, seconds(parts[part])), el("span", { class: "share" }, percent(parts[part] / whole))),
       ),
     );
     return [
       el("p", { class: "number" }, seconds(whole), el("small", {}, " a token")),
-      bar(words, known.map((part) => [parts[part], part]), whole),
+      bar(words, known.map((part) => [parts[part], `part-${part}`]), whole),
       el("dl", { class: "parts" }, ...rows),
     ];
   });
@@ -109,7 +109,7 @@ function showUplink(recent, total) {
     const line = (label, n, kind) =>
       el("div", { class: "row pair" }, el("span", { class: "label" }, label), bar(`${label}: ${bytes(n)}`, [[n, kind]], Math.max(sent, fp16)), el("b", {}, bytes(n)));
     return [
-      el("p", { class: "number" }, number(fp16 / sent), el("small", {}, " times fewer bytes")),
+      el("p", { class: "number" }, number(Math.max(fp16 / sent, sent / fp16)), el("small", {}, fp16 < sent ? " times as many bytes" : " times fewer bytes")),
       line("sent", sent, "used"),
       line("fp16", fp16, "muted"),
       el("p", { class: "detail" }, "A hidden state with everything around it: ", el("b", { id: "uplink-total" }, bytes(total.uplink_bytes_per_token)), " since start."),
@@ -118,15 +118,27 @@ function showUplink(recent, total) {
 }
 
 function showLatency(recent, total) {
-  const names = { first_token: "time to first token", inter_token: "between two tokens", request: "whole request" };
-  const rows = [];
-  for (const [key, name] of Object.entries(names)) {
-    for (const [span, rates] of [["last minute", recent], ["since start", total]]) {
-      const { count, p50, p90, p99 } = rates[key];
-      rows.push([name, span, seconds(p50), seconds(p90), seconds(p99), whole(count)]);
-    }
-  }
-  show(find("latency"), rows, () => table("Percentiles of latency", ["", "span", "p50", "p90", "p99", "count"], rows));
+  const names = { first_token: "Time to first token", inter_token: "Between two tokens", request: "Whole request" };
+  const groups = Object.entries(names).map(([key, name]) => [name, recent[key], total[key]]);
+  show(find("latency"), groups, () => {
+    const head = el("tr", {}, ...["", "p50", "p90", "p99", "count"].map((h) => el("th", { scope: "col" }, h)));
+    const bodies = groups.map(([name, minute, start]) =>
+      el(
+        "tbody",
+        {},
+        el("tr", { class: "group" }, el("th", { scope: "rowgroup", colspan: "5" }, name)),
+        percentileRow("last minute", minute),
+        percentileRow("since start", start),
+      ),
+    );
+    const caption = el("caption", { class: "quiet" }, "Percentiles of latency");
+    return el("table", {}, caption, el("thead", {}, head), ...bodies);
+  });
+}
+
+function percentileRow(span, { p50, p90, p99, count }) {
+  const cells = [seconds(p50), seconds(p90), seconds(p99), whole(count)].map((words) => el("td", {}, words));
+  return el("tr", {}, el("th", { scope: "row" }, span), ...cells);
 }
 
 function showPrefix(recent, total) {
@@ -159,7 +171,7 @@ function showTotals(total) {
     "tokens for split clients": whole(total.split_tokens),
     "tokens for thin clients": whole(total.thin_tokens),
     "prompt tokens": whole(total.prompt_tokens),
-    "hidden states received": whole(total.uplink_tokens),
+    "hidden states": whole(total.uplink_tokens),
     "bytes up": bytes(total.uplink_bytes),
     "bytes down": bytes(total.downlink_bytes),
     "forward passes": whole(total.num_steps),
