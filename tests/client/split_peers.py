@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from sliceserve.client.profiles import FetchProfile
 from sliceserve.client.session import SplitSession
 from sliceserve.configs import Patience, SamplingParams
 from sliceserve.engine.messages import (
@@ -372,13 +373,20 @@ class Pair:
     """A session between a scripted head and a scripted server."""
 
     def __init__(
-        self, server: ScriptedServer, model_path: str = "", protocol: int = 1, **options: Any
+        self,
+        server: ScriptedServer,
+        model_path: str = "",
+        protocol: int = 1,
+        fetch_profile: FetchProfile | None = None,
+        **patience: Any,
     ) -> None:
         self.server = server
         self.model_path = model_path
         self.head: ScriptedHead | None = None
         hello = wire.Hello(protocol=protocol, fingerprint="abc", codec=CODEC)
-        self.session = SplitSession(server.dial, self._make_head, hello, Patience(**options))
+        self.session = SplitSession(
+            server.dial, self._make_head, hello, Patience(**patience), fetch_profile
+        )
 
     def _make_head(self, welcome: wire.Welcome) -> ScriptedHead:
         self.head = ScriptedHead(welcome.cut, self.model_path)
