@@ -54,6 +54,8 @@ class Dialer:
         self._hello = hello
         self._patience = patience
         self._first: Welcome | None = None
+        self._pauses_again = _pauses(_FIRST_PAUSE_AGAIN_S)
+        self._resume_deadline = 0.0
 
     @property
     def codec(self) -> str:
@@ -75,20 +77,37 @@ class Dialer:
             await asyncio.sleep(pause)
         return await self._attempt(timeout_s)
 
-    async def reconnect(self) -> Connection:
+    async def reconnect(self, was_of_use: bool) -> Connection:
         """Attempts until one succeeds, the time is over, or no other can. Raises
-        ConnectionRefused."""
-        deadline = time.monotonic() + self._patience.resume_timeout_s
-        pauses = _pauses(_FIRST_PAUSE_AGAIN_S)
+        ConnectionRefused.
+
+        Where the connection that ended brought nothing (not ``was_of_use``), as from a server that
+        welcomes everybody with its engine gone, pauses and time go on from the attempt before."""
+        if was_of_use:
+            self._resume_deadline = time.monotonic() + self._patience.resume_timeout_s
+            self._pauses_again = _pauses(_FIRST_PAUSE_AGAIN_S)
+        else:
+            await self._pause(
+                ConnectionRefused(
+                    "unreachable",
+                    "the server takes connections and ends them before it answers a request; "
+                    "its log says why",
+                )
+            )
         while True:
-            left = max(0.0, deadline - time.monotonic())
+            left = max(0.0, self._resume_deadline - time.monotonic())
             try:
                 return await self._attempt(min(self._patience.connect_timeout_s, left))
             except ConnectionRefused as error:
-                pause = next(pauses) + (error.retry_after_s or 0.0)
-                if not error.may_retry or time.monotonic() + pause >= deadline:
-                    raise
-            await asyncio.sleep(pause)
+                await self._pause(error)
+
+    async def _pause(self, error: ConnectionRefused) -> None:
+        """Wait before another attempt to come back; raise ``error`` where none can succeed in
+        time."""
+        pause = next(self._pauses_again) + (error.retry_after_s or 0.0)
+        if not error.may_retry or time.monotonic() + pause >= self._resume_deadline:
+            raise error
+        await asyncio.sleep(pause)
 
     def forget_session(self) -> None:
         """The server keeps nothing for the next connection."""

@@ -64,6 +64,8 @@ class Line:
         self._drain: Drain | None = None
         self._welcome: Welcome | None = None
         self._connection: Connection | None = None
+        # Whether the newest connection has brought news of a request.
+        self._was_of_use = True
         self._supervisor: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -174,8 +176,10 @@ class Line:
                 self._to_write.clear()
                 await self._to_write.wait()
             try:
-                connection = await self._dialer.reconnect()
+                connection = await self._dialer.reconnect(self._was_of_use)
             except ConnectionRefused as error:
+                # Requests to come have patience of their own.
+                self._was_of_use = True
                 self._fail_all(
                     "server_unreachable" if error.may_retry else error.code,
                     f"the connection to the server was lost and cannot be restored: {error}",
@@ -183,6 +187,7 @@ class Line:
                 )
             else:
                 self.num_reconnects += 1
+                self._was_of_use = False
                 return connection
 
     async def _talk(self, connection: Connection) -> None:
@@ -294,6 +299,7 @@ class Line:
         message: Opened | Credit | Want | PromptLogprobs | Token | Error,
         num_bytes: int,
     ) -> None:
+        self._was_of_use = True
         now = time.monotonic()
         request.stats.bytes_down += num_bytes
         try:

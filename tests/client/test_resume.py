@@ -9,7 +9,7 @@ from sliceserve.client.errors import RequestFailed
 from sliceserve.configs import Patience, SamplingParams
 from sliceserve.transport import messages as wire
 from sliceserve.transport.frames import DataFrame
-from sliceserve.transport.link import LinkRefused
+from sliceserve.transport.link import CloseCode, LinkRefused
 
 PROMPT = list(range(20, 31))
 SAMPLED = SamplingParams(max_tokens=10, temperature=1.0, seed=7)
@@ -176,3 +176,17 @@ async def test_random_cuts(pair, server):
     assert results == [answer(prompt, sampling) for prompt in prompts]
     await cutting
     assert stop.is_set()
+
+
+async def test_a_server_that_welcomes_and_hangs_up_is_not_called_without_end(pair, server):
+    async def hang_up(link, requests, message):
+        await link.close(CloseCode.ABNORMAL)
+
+    server._open = hang_up
+    with pytest.raises(RequestFailed, match="ends them before it answers") as caught:
+        await pair.generate(PROMPT, SAMPLED)
+    assert caught.value.code == "server_unreachable"
+    # Pauses are drawn from bounds that double: thousands of calls fit the time without them.
+    assert 2 <= server.num_dials < 40
+    del server._open
+    assert await pair.generate(PROMPT, SAMPLED) == answer(PROMPT, SAMPLED)
