@@ -41,7 +41,7 @@ def run_example(name: str, url: str) -> str:
 
 def test_quickstart(server_url):
     out = run_example("quickstart", server_url)
-    assert "layers [0, 22) of 30 here" in out
+    assert "split=22 of 30" in out and "connected)" in out
     assert "times fewer than in fp16" in out
 
 
@@ -52,16 +52,24 @@ def test_async_many_prompts(server_url):
 
 
 def test_choosing_a_cut(server_url):
-    header, *rows = run_example("choosing_a_cut", server_url).splitlines()[1:]
+    header, *rows, advice = run_example("choosing_a_cut", server_url).splitlines()[1:]
     assert [row.split()[0] for row in rows] == ["8", "22"]
     assert all(len(row.split()) == 6 for row in rows)
     assert header.startswith("layers here")
+    assert advice.startswith(("Take split=8:", "Take split=22:"))
+
+
+def test_chat_with_tools(server_url):
+    pytest.importorskip("openai")
+    call, answer = run_example("chat_with_tools", server_url).split("\n", 1)
+    assert call.startswith("year_of_first_ascent({")
+    assert " -> " in call and answer.strip()
 
 
 def test_gateway_openai_client(start, server_url):
     pytest.importorskip("openai")
-    gateway = start("gateway", "--server", server_url, "--port", "0")
-    words = gateway.stderr.readline()
-    assert "is served on http://127.0.0.1:" in words, words + gateway.stderr.read()
-    url = words.split("is served on ")[1].split()[0]
+    gateway = start("gateway", "--json", "--server", server_url, "--port", "0")
+    line = gateway.stdout.readline()
+    assert line, gateway.stderr.read()
+    url = json.loads(line)["url"]
     assert len(run_example("gateway_openai_client", url).split()) > 5
