@@ -19,6 +19,7 @@ from sliceserve.api.lifecycle import Lifecycle
 from sliceserve.api.limits import Accounts
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.models import ModelCards
+from sliceserve.api.openapi import describe
 from sliceserve.api.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -77,6 +78,7 @@ def create_app(
     _add_openai_routes(app, backend, metrics)
     _add_tokenizer_routes(app, backend)
     _add_status_routes(app, backend, lifecycle, metrics, http.dashboard)
+    app.openapi = describe(app, backend, accounts)  # type: ignore[method-assign]
     if backend.engine is not None:
         split = SplitEndpoint(
             backend.models[0], backend.engine, lifecycle, metrics, split_limits, backend.tracing

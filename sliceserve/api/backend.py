@@ -3,7 +3,8 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from sliceserve.api.errors import ApiError
+from sliceserve.api.errors import ApiError, invalid
+from sliceserve.api.protocol import GenerationRequest
 from sliceserve.client.stats import SessionStats
 from sliceserve.configs import ChatConfig
 from sliceserve.engine.client import EngineClient
@@ -49,6 +50,15 @@ class Backend:
                 "model_not_found",
                 "model",
             )
+
+    def expect_to_generate(self, request: GenerationRequest) -> None:
+        """Raise ApiError for a request that is not for this server, or makes no sense."""
+        self.expect_model(request.model)
+        self.expect_generator()
+        try:
+            request.expect_consistent()
+        except ValueError as error:
+            raise invalid(str(error)) from error
 
     def expect_generator(self) -> Generator:
         """Raise ApiError 400 where text needs a split client."""

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from fastapi import Request
 from msgspec import UNSET, structs
@@ -20,6 +21,8 @@ from sliceserve.api.replies import (
     CalledFunction,
     ChatChoice,
     ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
     Delta,
     Message,
     Reply,
@@ -36,8 +39,7 @@ async def create_chat_completion(
     http: Request, request: ChatCompletionRequest, backend: Backend, metrics: Metrics
 ) -> Response:
     """Answer a conversation. Raises ApiError."""
-    backend.expect_model(request.model)
-    backend.expect_generator()
+    backend.expect_to_generate(request)
     wanted = await wanted_guide(request)
     prompt = await asyncio.to_thread(make_prompt, request, backend, wanted)
     job = plan_job(
@@ -62,15 +64,13 @@ class _ChatFormat(ChunkFormat):
         self._num_scores = request.prompt_logprobs
         self._as_ids = bool(request.return_tokens_as_token_ids)
         self._readers = [AnswerReader(prompt) for _ in range(request.num_choices)]
-        self._empty = Reply(
-            id=f"chatcmpl-{secrets.token_hex(16)}",
-            object="chat.completion",
-            created=int(time.time()),
-            model=request.model,
-            system_fingerprint=f"fp_{backend.fingerprint[:10]}",
-            choices=[],
-        )
-        self._empty_chunk = structs.replace(self._empty, object="chat.completion.chunk")
+        self._answer: dict[str, Any] = {
+            "id": f"chatcmpl-{secrets.token_hex(16)}",
+            "created": int(time.time()),
+            "model": request.model,
+            "system_fingerprint": f"fp_{backend.fingerprint[:10]}",
+        }
+        self._empty_chunk = ChatCompletionChunk(**self._answer, choices=[])
 
     def beginning(self, index: int) -> Reply | None:
         delta = Delta(role="assistant", content="", refusal=None)
@@ -98,7 +98,7 @@ class _ChatFormat(ChunkFormat):
 
     def whole(self, answers: list[list[TextChunk]], usage: Usage) -> Reply:
         choices = [self._choice(index, chunks) for index, chunks in enumerate(answers)]
-        reply = structs.replace(self._empty, choices=choices, usage=usage)
+        reply = ChatCompletion(**self._answer, choices=choices, usage=usage)
         if self._num_scores is None:
             return reply
         # All answers are to one prompt.

@@ -18,7 +18,7 @@ from sliceserve.api.guiding import wanted_guide
 from sliceserve.api.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import CompletionRequest
-from sliceserve.api.replies import CompletionChoice, Reply, Usage
+from sliceserve.api.replies import Completion, CompletionChoice, Reply, Usage
 from sliceserve.api.streaming import ChunkFormat, is_visible
 from sliceserve.api.tokenization import expect_known
 from sliceserve.engine.generation import TextChunk
@@ -29,8 +29,7 @@ async def create_completion(
     http: Request, request: CompletionRequest, backend: Backend, metrics: Metrics
 ) -> Response:
     """Complete one or several prompts. Raises ApiError."""
-    backend.expect_model(request.model)
-    backend.expect_generator()
+    backend.expect_to_generate(request)
     if not request.prompts:
         raise invalid("the list of prompts is empty", "prompt")
     prompts = await asyncio.to_thread(_read_prompts, request, backend.tokenizer)
@@ -69,9 +68,8 @@ class _CompletionFormat(ChunkFormat):
         self._prompts = prompts
         self._tokenizer = backend.tokenizer
         self._names = TokenNames(backend.tokenizer, bool(request.return_tokens_as_token_ids))
-        self._empty = Reply(
+        self._empty = Completion(
             id=f"cmpl-{secrets.token_hex(16)}",
-            object="text_completion",
             created=int(time.time()),
             model=request.model,
             system_fingerprint=f"fp_{backend.fingerprint[:10]}",

@@ -185,6 +185,10 @@ class Accounts:
         """Of all tenants that there have been."""
         return list(self._accounts)
 
+    @property
+    def ask_for_keys(self) -> bool:
+        return bool(self._digests)
+
     def update(self, keyring: Keyring) -> None:
         """Other keys and limits from now on. Who is inside keeps its account, with the new limits;
         usage is kept."""

@@ -40,8 +40,8 @@ PromptLogprobs = list[dict[int, RankedLogprob] | None]
 
 
 class Reply(Struct, frozen=True, kw_only=True):
-    """An answer or a chunk of one; ``object`` says which. ``usage`` is null in all chunks but the
-    last if it was asked for, and absent if not. ``prompt_logprobs`` are those of a chat."""
+    """An answer, or a chunk of one. ``usage`` is null in all chunks but the last if it was asked
+    for, and absent if not."""
 
     id: str
     object: str
@@ -50,7 +50,6 @@ class Reply(Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[Any]
     usage: Usage | UnsetType | None = UNSET
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class CompletionLogprobs(Struct, frozen=True):
@@ -67,7 +66,7 @@ class CompletionChoice(Struct, frozen=True, kw_only=True):
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
-    finish_reason: str | None = None
+    finish_reason: Literal["stop", "length"] | None = None
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
@@ -127,7 +126,7 @@ class ChatChoice(Struct, frozen=True, kw_only=True):
     index: int
     message: Message
     logprobs: ChatLogprobs | None = None
-    finish_reason: str | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
 
 
 class Delta(Struct, frozen=True, kw_only=True):
@@ -141,7 +140,23 @@ class ChatChunkChoice(Struct, frozen=True, kw_only=True):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None = None
-    finish_reason: str | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+
+
+class Completion(Reply, frozen=True, kw_only=True):
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[CompletionChoice]
+
+
+class ChatCompletion(Reply, frozen=True, kw_only=True):
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+
+
+class ChatCompletionChunk(Reply, frozen=True, kw_only=True):
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChatChunkChoice]
 
 
 class ModelPermission(Struct, frozen=True, kw_only=True):
@@ -194,3 +209,23 @@ class Detokenized(Struct, frozen=True):
 
 class Version(Struct, frozen=True):
     version: str
+
+
+class Health(Struct, frozen=True):
+    """``message`` says what a dead engine died of."""
+
+    status: Literal["ok", "draining", "dead"]
+    message: str | UnsetType = UNSET
+
+
+class ErrorDetail(Struct, frozen=True):
+    """``code`` is for programs; ``param`` names the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorReply(Struct, frozen=True):
+    error: ErrorDetail

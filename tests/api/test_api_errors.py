@@ -48,7 +48,7 @@ async def client(backend_of, fake):
         ({"presence_penalty": 2.5}, "presence_penalty", "invalid_value"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_value"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", None),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
         ({"store": True}, "store", "unsupported_parameter"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),

@@ -4,6 +4,7 @@ import itertools
 import json
 
 import openai
+import pydantic
 import pytest
 from asgi_client import asgi_client
 from openai.types.responses import Response
@@ -272,3 +273,143 @@ async def test_what_changes_nothing_is_fine(http):
         "stop": ["zzz"],
     }
     assert (await http.post("/v1/responses", json={**ASK, **harmless})).status_code == 200
+
+
+LOOK = {
+    "type": "function",
+    "name": "look",
+    "description": "Looks at a place.",
+    "parameters": {
+        "type": "object",
+        "properties": {"place": {"type": "string"}},
+        "required": ["place"],
+        "additionalProperties": False,
+    },
+    "strict": False,
+}
+CALLS = (
+    'Wait. <tool_call>\n{"name": "look", "arguments": {"place": "here"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "look", "arguments": {"place": "there"}}\n</tool_call>'
+)
+
+
+async def test_calls_are_items_of_their_own(serve, fake, client_of):
+    client = client_of(await serve(fake(CALLS, max_model_len=4000)))
+    answer = await client.responses.create(**ASK, tools=[LOOK])
+    message, first, second = answer.output
+    assert message.content[0].text.strip() == "Wait."
+    assert [(call.type, call.name, call.status) for call in (first, second)] == [
+        ("function_call", "look", "completed")
+    ] * 2
+    assert [json.loads(call.arguments) for call in (first, second)] == [
+        {"place": "here"},
+        {"place": "there"},
+    ]
+    assert len({first.call_id, second.call_id, first.id, second.id}) == 4
+    assert answer.tools[0].name == "look"
+    assert answer.status == "completed"
+
+
+async def test_calls_are_streamed_piece_by_piece(serve, fake, client_of):
+    client = client_of(await serve(fake(CALLS, max_model_len=4000)))
+    stream = await client.responses.create(**ASK, tools=[LOOK], stream=True)
+    events = [event async for event in stream]
+    added = [event for event in events if event.type == "response.output_item.added"]
+    assert [(event.output_index, event.item.type) for event in added] == [
+        (0, "message"),
+        (1, "function_call"),
+        (2, "function_call"),
+    ]
+    pieces = [e for e in events if e.type == "response.function_call_arguments.delta"]
+    assert len(pieces) > 2
+    done = [e for e in events if e.type == "response.function_call_arguments.done"]
+    for index, event in enumerate(done, start=1):
+        mine = "".join(e.delta for e in pieces if e.output_index == index)
+        assert mine == event.arguments
+        assert {e.item_id for e in pieces if e.output_index == index} == {event.item_id}
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    async with client.responses.stream(**ASK, tools=[LOOK]) as helper:
+        final = await helper.get_final_response()
+    assert [item.type for item in final.output] == ["message", "function_call", "function_call"]
+
+
+async def test_what_functions_answered_goes_back(serve, fake, client_of, tokenizer):
+    engine = fake(CALLS, max_model_len=4000)
+    client = client_of(await serve(engine))
+    conversation = [{"role": "user", "content": "Look"}]
+    first = await client.responses.create(model="tiny", input=conversation, tools=[LOOK])
+    conversation += first.output
+    for item in first.output:
+        if item.type == "function_call":
+            answer = {"type": "function_call_output", "call_id": item.call_id, "output": "a door"}
+            conversation.append(answer)
+    await client.responses.create(model="tiny", input=conversation, tools=[LOOK])
+    text = tokenizer.decode(engine.sent(Open)[1].prompt)
+    assert text.count("a door") == 2
+    # The calls belong to the turn that was begun with words.
+    assert text.count("assistant: ") == 2
+    assert text.index("Wait.") < text.index('"here"') < text.index("a door")
+
+
+async def test_a_call_that_is_cut_is_incomplete(serve, fake, client_of):
+    client = client_of(await serve(fake(CALLS, max_model_len=4000)))
+    answer = await client.responses.create(**ASK, tools=[LOOK], max_output_tokens=70)
+    assert answer.status == "incomplete"
+    assert answer.output[-1].type == "function_call"
+    assert answer.output[-1].status == "incomplete"
+
+
+async def test_a_choice_of_tools_guides_the_answer(http, backend_of, fake):
+    engine = fake("Hello", max_model_len=4000)
+    async with asgi_client(backend_of(engine)) as client:
+        for choice in (
+            "required",
+            {"type": "function", "name": "look"},
+            {
+                "type": "allowed_tools",
+                "mode": "required",
+                "tools": [{"type": "function", "name": "look"}],
+            },
+        ):
+            body = {**ASK, "tools": [LOOK], "tool_choice": choice}
+            answer = (await client.post("/v1/responses", json=body)).json()
+            assert answer["tool_choice"] == choice
+            assert "look" in engine.sent(Open)[-1].sampling.guide
+    for change in (
+        {"tool_choice": "required"},
+        {"tools": [LOOK], "tool_choice": {"type": "function", "name": "listen"}},
+    ):
+        refused = await http.post("/v1/responses", json={**ASK, **change})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tool_choice")
+    hosted = await http.post("/v1/responses", json={**ASK, "tools": [{"type": "web_search"}]})
+    assert hosted.json()["error"]["code"] == "unsupported_parameter"
+
+
+async def test_a_format_guides_the_text(backend_of, fake):
+    engine = fake("{}", max_model_len=4000)
+    async with asgi_client(backend_of(engine)) as client:
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+        form = {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}
+        for given in (form, {"type": "json_object"}):
+            body = {**ASK, "text": {"format": given}}
+            answer = (await client.post("/v1/responses", json=body)).json()
+            assert answer["text"]["format"] == given
+            assert engine.sent(Open)[-1].sampling.guide is not None
+        await client.post("/v1/responses", json={**ASK, "text": {"format": {"type": "text"}}})
+        assert engine.sent(Open)[-1].sampling.guide is None
+        broken = {**ASK, "text": {"format": {"type": "json_schema", "name": "x"}}}
+        assert (await client.post("/v1/responses", json=broken)).status_code == 400
+
+
+async def test_the_clients_parse_helper(serve, make_engine, client_of):
+    class Answer(pydantic.BaseModel):
+        number: int
+
+    client = client_of(await serve(await make_engine()))
+    answer = await client.responses.parse(
+        **ASK, text_format=Answer, temperature=0, max_output_tokens=60
+    )
+    # A random model may count on and on; what it has said so far is a number all the same.
+    assert answer.output_text.startswith("{")
+    if answer.status == "completed":
+        assert isinstance(answer.output_parsed, Answer)

@@ -65,7 +65,7 @@ HI = [{"role": "user", "content": "Hi"}]
         ("/tokenize", {"messages": HI, "chat_template": "{{ 1 }}"}, "chat_template"),
         ("/detokenize", {"tokens": [272]}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
-        ("/detokenize", {"tokens": [2**70]}, "tokens"),
+        ("/detokenize", {"tokens": [2**70]}, "tokens[0]"),
         ("/detokenize", {"tokens": "1"}, "tokens"),
         ("/detokenize", {}, "tokens"),
     ],

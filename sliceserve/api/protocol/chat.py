@@ -7,13 +7,15 @@ from pydantic import Field, model_validator
 
 from sliceserve.api.protocol.conversation import Conversation
 from sliceserve.api.protocol.generation import ScoredRequest
-from sliceserve.api.protocol.parts import neutral, replaced_by
+from sliceserve.api.protocol.parts import needs, neutral, replaced_by
 from sliceserve.api.protocol.structured import FormattedRequest
 from sliceserve.configs.sampling import MAX_LOGPROBS
 
 
 class ChatCompletionRequest(Conversation, FormattedRequest, ScoredRequest):
     """Body of POST /v1/chat/completions."""
+
+    RULES = (needs("top_logprobs", [None, 0], logprobs={"const": True}),)
 
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None

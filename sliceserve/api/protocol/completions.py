@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from sliceserve.api.protocol.generation import MAX_CHOICES, ScoredRequest
 from sliceserve.api.protocol.parts import Text, TokenId, neutral, one_of
@@ -35,15 +35,14 @@ class CompletionRequest(FormattedRequest, ScoredRequest):
 
     suffix: Annotated[str | None, neutral("")] = None
 
-    @model_validator(mode="after")
-    def _expect_choices(self) -> "CompletionRequest":
+    def expect_consistent(self) -> None:
+        super().expect_consistent()
         if self.best_of is not None and self.best_of < self.num_told:
             raise ValueError(f"best_of is {self.best_of}, less than n, which is {self.num_told}")
         if self.stream and self.num_choices > self.num_told:
             raise ValueError("best_of chooses among whole answers, which cannot be streamed")
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens is 0: without echo there is nothing to answer")
-        return self
 
     @property
     def prompts(self) -> Sequence[str | list[int] | None]:

@@ -3,10 +3,14 @@
 from pydantic import Field, model_validator
 
 from sliceserve.api.protocol.messages import ChatMessage
-from sliceserve.api.protocol.parts import Json, Part, Text
-from sliceserve.api.protocol.tools import AllowedToolsChoice, Tool, ToolChoice, ToolReference
-
-_MAX_TOOLS = 128
+from sliceserve.api.protocol.parts import Json, Part, Text, excludes, together
+from sliceserve.api.protocol.tools import (
+    MAX_TOOLS,
+    AllowedToolsChoice,
+    Tool,
+    ToolChoice,
+    ToolReference,
+)
 
 
 class TemplateOptions(Part):
@@ -17,7 +21,9 @@ class TemplateOptions(Part):
     template writes.
     """
 
-    tools: list[Tool] | None = Field(None, max_length=_MAX_TOOLS)
+    RULES = (excludes("continue_final_message", "add_generation_prompt"),)
+
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     documents: list[Json] | None = None
     chat_template: Text | None = None
     chat_template_kwargs: Json | None = None
@@ -35,19 +41,31 @@ class TemplateOptions(Part):
 class Conversation(TemplateOptions):
     """Messages to be answered, perhaps by calls of ``tools``."""
 
+    RULES = (
+        {
+            "anyOf": [
+                {"properties": {"tool_choice": {"not": {"const": "required"}}}},
+                together(tools={"type": "array", "minItems": 1}),
+            ]
+        },
+    )
+
     messages: list[ChatMessage] = Field(min_length=1)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
-    def _expect_chosen_tools(self) -> "Conversation":
-        known = {tool.function.name for tool in self.tools or ()}
-        if self.tool_choice == "required" and not known:
+    def _expect_tools(self) -> "Conversation":
+        if self.tool_choice == "required" and not self.tools:
             raise ValueError("tool_choice required needs tools")
+        return self
+
+    def expect_consistent(self) -> None:
+        super().expect_consistent()
+        known = {tool.function.name for tool in self.tools or ()}
         for name in self.chosen_names:
             if name not in known:
                 raise ValueError(f"tool_choice names '{name}', which is not among the tools")
-        return self
 
     @property
     def chosen_names(self) -> list[str]:

@@ -10,6 +10,7 @@ from sliceserve.api.protocol.parts import (
     StopString,
     Text,
     TokenId,
+    needs,
     neutral,
     one_of,
 )
@@ -31,6 +32,8 @@ class StreamOptions(Part):
 
 class GenerationRequest(GuidedRequest):
     """What the endpoints share."""
+
+    RULES = (needs("stream_options", [None], stream={"const": True}),)
 
     model: Text
     temperature: float | None = Field(None, ge=0.0, le=100.0)
@@ -65,14 +68,13 @@ class GenerationRequest(GuidedRequest):
             raise ValueError("stream_options needs stream to be true")
         return self
 
-    @model_validator(mode="after")
-    def _expect_room(self) -> "GenerationRequest":
+    def expect_consistent(self) -> None:
+        super().expect_consistent()
         if self.wanted_tokens is not None and (self.min_tokens or 0) > self.wanted_tokens:
             raise ValueError(
                 f"min_tokens is {self.min_tokens}, more than the {self.wanted_tokens} tokens that "
                 "are wanted at most"
             )
-        return self
 
     @property
     def num_choices(self) -> int:
@@ -141,11 +143,10 @@ class ScoredRequest(GenerationRequest):
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     return_tokens_as_token_ids: bool | None = None
 
-    @model_validator(mode="after")
-    def _expect_whole(self) -> "ScoredRequest":
+    def expect_consistent(self) -> None:
+        super().expect_consistent()
         if self.stream and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs are not streamed")
-        return self
 
     @property
     def wanted_prompt_logprobs(self) -> int | None:

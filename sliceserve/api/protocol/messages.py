@@ -2,10 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, TypeAdapter, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from sliceserve.api.protocol.parts import Part, Text, missing, neutral
+from sliceserve.api.protocol.parts import Part, Text, missing, needs, neutral, together
 
 
 def _expect_text_kind(kind: str) -> str:
@@ -19,7 +26,21 @@ def _expect_text_kind(kind: str) -> str:
 
 
 class ContentPart(Part):
-    type: Annotated[Text, AfterValidator(_expect_text_kind)]
+    RULES = (
+        {
+            "anyOf": [
+                {
+                    "properties": {"type": {"const": kind}, kind: {"type": "string"}},
+                    "required": [kind],
+                }
+                for kind in ("text", "refusal")
+            ]
+        },
+    )
+
+    type: Annotated[
+        Text, AfterValidator(_expect_text_kind), WithJsonSchema({"enum": ["text", "refusal"]})
+    ]
     text: Text | None = None
     refusal: Text | None = None
 
@@ -63,9 +84,23 @@ class ToolCall(Part):
     index: int | None = None
 
 
+_ASSISTANT = {"const": "assistant"}
+
+
 class ChatMessage(Part):
     """One turn. The fields after ``tool_calls`` come back when a client sends an answer of the
     API again as a part of the conversation."""
+
+    RULES = (
+        {
+            "anyOf": [
+                {"properties": {"content": {"not": {"type": "null"}}}, "required": ["content"]},
+                together(role=_ASSISTANT, tool_calls={"type": "array", "minItems": 1}),
+                together(role=_ASSISTANT, refusal={"type": "string"}),
+            ]
+        },
+        needs("tool_calls", [None, []], role=_ASSISTANT),
+    )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[Text | list[ContentPart] | None, WrapValidator(_text_or_parts)] = None

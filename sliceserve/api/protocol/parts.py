@@ -6,17 +6,22 @@ that nobody believes in a parameter that was never applied.
 """
 
 import json
-from typing import Annotated, Any
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ValidationError,
+    WithJsonSchema,
     WrapValidator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
 from sliceserve.configs.sampling import MAX_BIASES
 
@@ -24,34 +29,39 @@ from sliceserve.configs.sampling import MAX_BIASES
 _MAX_TOKEN_IDS = 1 << 31
 
 
-def neutral(*values: Any) -> AfterValidator:
+@dataclass(frozen=True, slots=True)
+class Only:
+    """Accepts null and ``values``, and refuses the rest with a sentence. The JSON schema says so,
+    too."""
+
+    values: tuple[Any, ...]
+    refusal: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "enum": [None, *self.values]}
+
+    def _check(self, value: Any) -> Any:
+        if value is None or any(value == accepted for accepted in self.values):
+            return value
+        raise PydanticCustomError("unsupported_parameter", "{refusal}", {"refusal": self.refusal})
+
+
+def neutral(*values: Any) -> Only:
     """Accept only what changes nothing."""
-
-    def check(value: Any) -> Any:
-        if value is None or any(value == neutral for neutral in values):
-            return value
-        raise PydanticCustomError(
-            "unsupported_parameter",
-            "This parameter is not supported by this server; leave it out or send {neutral}.",
-            {"neutral": " or ".join(repr(v).lower() for v in values) or "null"},
-        )
-
-    return AfterValidator(check)
+    words = " or ".join(repr(value).lower() for value in values) or "null"
+    return Only(
+        values, f"This parameter is not supported by this server; leave it out or send {words}."
+    )
 
 
-def replaced_by(successor: str) -> AfterValidator:
+def replaced_by(successor: str) -> Only:
     """Refuse what OpenAI has given up."""
-
-    def check(value: Any) -> Any:
-        if value is None:
-            return value
-        raise PydanticCustomError(
-            "unsupported_parameter",
-            "This parameter is deprecated, and not supported; send '{successor}' instead.",
-            {"successor": successor},
-        )
-
-    return AfterValidator(check)
+    return Only((), f"This parameter is deprecated, and not supported; send '{successor}' instead.")
 
 
 def one_of(sentence: str) -> WrapValidator:
@@ -97,9 +107,12 @@ Text = Annotated[str, AfterValidator(_expect_unicode)]
 Json = Annotated[dict[str, Any], AfterValidator(_expect_json)]
 
 
+_BIASED = r"^[0-9]{1,9}$"
+
+
 def _expect_token_ids(biases: dict[str, float]) -> dict[str, float]:
     for token_id in biases:
-        if not (token_id.isascii() and token_id.isdecimal() and int(token_id) < _MAX_TOKEN_IDS):
+        if not re.fullmatch(_BIASED, token_id, re.ASCII):
             raise ValueError(f"the keys are token ids, got {token_id!r}")
     return biases
 
@@ -109,11 +122,52 @@ Biases = Annotated[
     dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]],
     Field(max_length=MAX_BIASES),
     AfterValidator(_expect_token_ids),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": _BIASED},
+            "maxProperties": MAX_BIASES,
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        }
+    ),
 ]
 StopString = Annotated[Text, Field(min_length=1)]
 
 
 class Part(BaseModel):
-    """Base of everything in a request."""
+    """Base of everything in a request. ``RULES`` say in JSON Schema what validators of the whole
+    check, so that the API's description is true."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    RULES: ClassVar[tuple[dict[str, Any], ...]] = ()
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        described = handler.resolve_ref_schema(handler(schema))
+        # Those of a base class hold, too.
+        rules = [rule for base in cls.__mro__ for rule in vars(base).get("RULES", ())]
+        return {**described, "allOf": rules} if rules else described
+
+    def expect_consistent(self) -> None:
+        """Raise ValueError for fields that are fine each, but not together, in a way that no
+        schema can tell."""
+
+
+def excludes(one: str, other: str) -> dict[str, Any]:
+    """A rule: not both may be true."""
+    both = {one: {"const": True}, other: {"const": True}}
+    return {"not": {"properties": both, "required": [one, other]}}
+
+
+def together(**fields: dict[str, Any]) -> dict[str, Any]:
+    """A rule: all ``fields`` must be there, each as its schema says."""
+    return {"properties": fields, "required": list(fields)}
+
+
+def needs(field: str, unless: list[Any], **others: dict[str, Any]) -> dict[str, Any]:
+    """A rule: where ``field`` is none of ``unless``, ``others`` must be there, each as its schema
+    says."""
+    idle = {"properties": {field: {"enum": unless}}}
+    return {"anyOf": [idle, together(**others)]}

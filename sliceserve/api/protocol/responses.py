@@ -11,8 +11,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from sliceserve import guides
 from sliceserve.api.protocol.generation import GenerationRequest
-from sliceserve.api.protocol.parts import Part, Text, neutral, one_of
+from sliceserve.api.protocol.parts import Json, Part, Text, needs, neutral, one_of, together
+from sliceserve.api.protocol.structured import GuideMaker
+from sliceserve.api.protocol.tools import (
+    MAX_TOOLS,
+    AllowedTools,
+    AllowedToolsChoice,
+    FunctionDefinition,
+    FunctionKind,
+    FunctionName,
+    FunctionReference,
+    Parameters,
+    Tool,
+    ToolReference,
+)
 from sliceserve.configs.sampling import MAX_LOGPROBS
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -113,7 +127,46 @@ class Reasoning(Part):
 
 
 class TextFormat(Part):
-    type: Annotated[str, neutral("text")] = "text"
+    """``name``, ``schema`` and what follows belong to the type json_schema. Keywords that cannot be
+    enforced are refused with ``strict``, and ignored without."""
+
+    RULES = (
+        {
+            "anyOf": [
+                together(
+                    type={"const": "json_schema"},
+                    name={"type": "string"},
+                    schema={"type": "object"},
+                ),
+                {
+                    "properties": {
+                        "type": {"enum": ["text", "json_object"]},
+                        "name": {"type": "null"},
+                        "schema": {"type": "null"},
+                    }
+                },
+            ]
+        },
+    )
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Annotated[Text, Field(min_length=1)] | None = None
+    schema_: Json | None = Field(None, alias="schema")
+    description: Text | None = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _expect_schema(self) -> "TextFormat":
+        has_schema = self.type == "json_schema"
+        if any((given is not None) != has_schema for given in (self.name, self.schema_)):
+            raise ValueError("name and schema belong to the type json_schema, which needs both")
+        return self
+
+    def guide(self) -> str:
+        """That of JSON: text is free."""
+        if self.schema_ is None:
+            return guides.json_object()
+        return guides.json_schema(self.schema_, lenient=not self.strict)
 
 
 class TextConfig(Part):
@@ -130,12 +183,67 @@ class ObfuscationOptions(Part):
         return False
 
 
+class FunctionTool(Part):
+    """As in chats, but flat."""
+
+    type: FunctionKind
+    name: FunctionName
+    description: Text | None = None
+    parameters: Parameters | None = None
+    strict: bool | None = None
+
+    @property
+    def of_chat(self) -> Tool:
+        fields = self.model_dump(exclude={"type"}, exclude_none=True)
+        return Tool(type="function", function=FunctionDefinition(**fields))
+
+
+class FunctionChoice(Part):
+    type: FunctionKind
+    name: FunctionName
+
+    @property
+    def of_chat(self) -> ToolReference:
+        return ToolReference(type="function", function=FunctionReference(name=self.name))
+
+
+class AllowedFunctions(Part):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FunctionChoice] = Field(min_length=1)
+
+    @property
+    def of_chat(self) -> AllowedToolsChoice:
+        allowed = AllowedTools(mode=self.mode, tools=[tool.of_chat for tool in self.tools])
+        return AllowedToolsChoice(type="allowed_tools", allowed_tools=allowed)
+
+
+FunctionsChoice = Annotated[
+    Literal["none", "auto", "required"] | FunctionChoice | AllowedFunctions,
+    one_of(
+        'none, auto, required, {"type": "function", "name": …}, or {"type": "allowed_tools", '
+        '"mode": auto or required, "tools": […]}'
+    ),
+]
+
+
 class ResponsesRequest(GenerationRequest):
     """Body of POST /v1/responses."""
 
+    RULES = (
+        needs(
+            "top_logprobs",
+            [None, 0],
+            include={"type": "array", "contains": {"const": "message.output_text.logprobs"}},
+        ),
+    )
+
     input: Annotated[
         Annotated[list[InputItem], Field(min_length=1)],
-        BeforeValidator(_as_items, json_schema_input_type=Text | list[InputItem]),
+        BeforeValidator(
+            _as_items,
+            json_schema_input_type=Text | Annotated[list[InputItem], Field(min_length=1)],
+        ),
     ]
     instructions: Text | None = None
     max_output_tokens: int | None = Field(None, ge=1)
@@ -144,8 +252,8 @@ class ResponsesRequest(GenerationRequest):
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     stream_options: ObfuscationOptions | None = None  # type: ignore[assignment]
-    tools: Annotated[list[Any] | None, neutral([])] = None
-    tool_choice: Annotated[Any, neutral("none", "auto")] = None
+    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: FunctionsChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = Field(None, ge=1)
     metadata: dict[str, str] | None = None
@@ -167,6 +275,14 @@ class ResponsesRequest(GenerationRequest):
         if self.top_logprobs and not self.wants_logprobs:
             raise ValueError("top_logprobs needs message.output_text.logprobs in include")
         return self
+
+    @property
+    def guide_makers(self) -> dict[str, GuideMaker]:
+        makers = super().guide_makers
+        form = self.text.format if self.text is not None else None
+        if form is not None and form.type != "text":
+            makers["text.format"] = form.guide
+        return makers
 
     @property
     def wants_logprobs(self) -> bool:

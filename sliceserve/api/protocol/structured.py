@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sliceserve import guides
-from sliceserve.api.protocol.parts import Part, Text, neutral, one_of
+from sliceserve.api.protocol.parts import Part, Text, neutral, one_of, together
 from sliceserve.guides import GuideError
 
 # Makes a guide; raises GuideError.
@@ -36,6 +36,20 @@ class JsonSchema(Part):
 
 
 class ResponseFormat(Part):
+    RULES = (
+        {
+            "anyOf": [
+                together(type={"const": "json_schema"}, json_schema={"type": "object"}),
+                {
+                    "properties": {
+                        "type": {"enum": ["text", "json_object"]},
+                        "json_schema": {"type": "null"},
+                    }
+                },
+            ]
+        },
+    )
+
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
 
@@ -53,6 +67,18 @@ class ResponseFormat(Part):
 class StructuredOutputs(Part):
     """One way to hold answers to a form. White space in JSON can be chosen besides; there is no
     other backend to fall back to."""
+
+    RULES = (
+        {
+            "oneOf": [
+                together(json_object={"const": True}),
+                *(
+                    together(**{field: {"not": {"type": "null"}}})
+                    for field in ("json", "regex", "choice", "grammar")
+                ),
+            ]
+        },
+    )
 
     json_: SchemaOrText | None = Field(None, alias="json")
     json_object: bool | None = None

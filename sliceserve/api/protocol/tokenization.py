@@ -1,6 +1,6 @@
 """What /tokenize and /detokenize accept: the fields of vLLM's endpoints of these names."""
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from sliceserve.api.protocol.conversation import TemplateOptions
 from sliceserve.api.protocol.messages import ChatMessage
@@ -26,7 +26,7 @@ class TokenizeRequest(TemplateOptions):
     otherwise, false for messages, whose template has written them.
     """
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": _ONE_PROMPT})
+    RULES = ({"oneOf": _ONE_PROMPT},)
 
     model: Text | None = None
     prompt: Text | None = None

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from sliceserve.api.protocol.parts import Json, Part, Text, one_of
+
+MAX_TOOLS = 128
 
 
 def _expect_function(kind: str) -> str:
@@ -24,7 +26,14 @@ def _expect_object(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-FunctionKind = Annotated[Text, AfterValidator(_expect_function)]
+FunctionKind = Annotated[
+    Text, AfterValidator(_expect_function), WithJsonSchema({"const": "function"})
+]
+Parameters = Annotated[
+    Json,
+    AfterValidator(_expect_object),
+    WithJsonSchema({"type": "object", "properties": {"type": {"const": "object"}}}),
+]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
@@ -34,7 +43,7 @@ class FunctionDefinition(Part):
 
     name: FunctionName
     description: Text | None = None
-    parameters: Annotated[Json, AfterValidator(_expect_object)] | None = None
+    parameters: Parameters | None = None
     strict: bool | None = None
 
 

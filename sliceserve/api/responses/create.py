@@ -1,8 +1,10 @@
 """From a request to its answer."""
 
 import asyncio
+from typing import Any
 
 from fastapi import Request
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from sliceserve.api.answering import answer, plan_job
@@ -14,7 +16,12 @@ from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import ResponsesRequest
 from sliceserve.api.protocol.conversation import Conversation
 from sliceserve.api.protocol.messages import ChatMessage
-from sliceserve.api.protocol.responses import InputItem, MessageItem, text_of
+from sliceserve.api.protocol.responses import (
+    FunctionCallItem,
+    FunctionOutputItem,
+    InputItem,
+    text_of,
+)
 from sliceserve.api.responses.format import ResponseFormat
 
 
@@ -22,26 +29,59 @@ async def create_response(
     http: Request, request: ResponsesRequest, backend: Backend, metrics: Metrics
 ) -> Response:
     """Answer a conversation. Raises ApiError."""
-    backend.expect_model(request.model)
-    backend.expect_generator()
-    conversation = Conversation(messages=_messages(request))
-    prompt = await asyncio.to_thread(make_prompt, conversation, backend)
-    guide = await wanted_guide(request)
-    job = plan_job(http, request, [prompt.token_ids], backend, guide=guide)
-    return await answer(http, job, ResponseFormat(request, backend), backend, metrics)
+    backend.expect_to_generate(request)
+    conversation = _conversation(request)
+    wanted = await wanted_guide(request)
+    prompt = await asyncio.to_thread(make_prompt, conversation, backend, wanted)
+    job = plan_job(
+        http,
+        request,
+        [prompt.token_ids],
+        backend,
+        guide=prompt.guide or wanted,
+        shows_special_tokens=prompt.shows_special_tokens,
+    )
+    form = ResponseFormat(request, prompt, backend)
+    return await answer(http, job, form, backend, metrics)
 
 
-def _messages(request: ResponsesRequest) -> list[ChatMessage]:
-    """The conversation as /v1/chat/completions knows it."""
-    messages = []
+def _conversation(request: ResponsesRequest) -> Conversation:
+    """What is asked, as /v1/chat/completions knows it. Raises ApiError."""
+    turns: list[dict[str, Any]] = []
     if request.instructions is not None:
-        messages.append(ChatMessage(role="system", content=request.instructions))
+        turns.append({"role": "system", "content": request.instructions})
     for item in request.input:
-        messages.append(_message(item))
-    return messages
+        _add_turn(item, turns)
+    choice = request.tool_choice
+    try:
+        conversation = Conversation(
+            messages=[ChatMessage(**turn) for turn in turns],
+            tools=[tool.of_chat for tool in request.tools or ()] or None,
+            tool_choice=choice if choice is None or isinstance(choice, str) else choice.of_chat,
+            parallel_tool_calls=request.parallel_tool_calls,
+        )
+        conversation.expect_consistent()
+    except ValueError as error:
+        raise invalid(_reason(error), "tool_choice") from error
+    return conversation
 
 
-def _message(item: InputItem) -> ChatMessage:
-    if not isinstance(item, MessageItem):
-        raise invalid("functions are not supported by this server", "input", "unsupported_item")
-    return ChatMessage(role=item.role, content=text_of(item.content))
+def _add_turn(item: InputItem, turns: list[dict[str, Any]]) -> None:
+    """Calls belong to the turn of the assistant that made them, be it words or other calls."""
+    if isinstance(item, FunctionOutputItem):
+        turns.append(
+            {"role": "tool", "tool_call_id": item.call_id, "content": text_of(item.output)}
+        )
+    elif isinstance(item, FunctionCallItem):
+        if not turns or turns[-1]["role"] != "assistant":
+            turns.append({"role": "assistant", "content": None})
+        function = {"name": item.name, "arguments": item.arguments}
+        turns[-1].setdefault("tool_calls", []).append({"id": item.call_id, "function": function})
+    else:
+        turns.append({"role": item.role, "content": text_of(item.content)})
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    return str(error)

@@ -4,15 +4,19 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import msgspec
 from msgspec import structs
 
 from sliceserve.api.answering import Chunks, Job
 from sliceserve.api.backend import Backend
+from sliceserve.api.conversation import AnswerReader, ChatPrompt
 from sliceserve.api.errors import ApiError, as_api_error
 from sliceserve.api.logprobs import chat_logprobs
 from sliceserve.api.protocol import ResponsesRequest
+from sliceserve.api.protocol.parts import Part
+from sliceserve.api.protocol.responses import FunctionTool
 from sliceserve.api.replies import Usage
 from sliceserve.api.responses.output import Output
 from sliceserve.api.responses.replies import (
@@ -25,11 +29,11 @@ from sliceserve.api.responses.replies import (
     InProgress,
     InputTokensDetails,
     ResponseError,
+    ResponseLogprob,
     ResponseReply,
+    ResponseTopLogprob,
     ResponseUsage,
     TextEcho,
-    TokenLogprob,
-    TopLogprob,
 )
 from sliceserve.engine.generation import TextChunk
 
@@ -37,12 +41,13 @@ from sliceserve.engine.generation import TextChunk
 class ResponseFormat:
     """``Format`` of responses. A stream ends with the event that has the whole response."""
 
-    def __init__(self, request: ResponsesRequest, backend: Backend) -> None:
+    def __init__(self, request: ResponsesRequest, prompt: ChatPrompt, backend: Backend) -> None:
         self._tokenizer = backend.tokenizer
+        self._reader = AnswerReader(prompt)
         self._response = _begun(request)
         self._output = Output()
         # Of tokens whose text has not come yet.
-        self._logprobs: list[TokenLogprob] = []
+        self._logprobs: list[ResponseLogprob] = []
         self._is_cut = False
 
     async def events(self, job: Job, chunks: Chunks) -> AsyncIterator[bytes]:
@@ -70,9 +75,16 @@ class ResponseFormat:
     def _take(self, chunk: TextChunk) -> Iterator[Event]:
         self._logprobs += self._logprobs_of(chunk)
         self._is_cut = chunk.finish_reason == "length"
-        if chunk.text:
-            yield from self._say(chunk.text)
-        if chunk.finish_reason is not None and self._logprobs:
+        for news in self._reader.read(chunk):
+            if isinstance(news, str):
+                yield from self._say(news)
+                continue
+            if news.id is not None:
+                yield from self._output.call(news.id, news.name or "")
+            if news.arguments:
+                yield from self._output.arguments(news.arguments)
+        # Calls have no logprobs in this API.
+        if chunk.finish_reason is not None and self._logprobs and not self._output.has_calls:
             yield from self._say("")
 
     def _say(self, text: str) -> Iterator[Event]:
@@ -102,20 +114,24 @@ class ResponseFormat:
         )
         return Failed(response=failed)
 
-    def _logprobs_of(self, chunk: TextChunk) -> list[TokenLogprob]:
+    def _logprobs_of(self, chunk: TextChunk) -> list[ResponseLogprob]:
         found = chat_logprobs([chunk], self._tokenizer)
         return [
-            TokenLogprob(
+            ResponseLogprob(
                 token.token,
                 token.logprob,
                 token.bytes or [],
-                [TopLogprob(top.token, top.logprob, top.bytes or []) for top in token.top_logprobs],
+                [
+                    ResponseTopLogprob(top.token, top.logprob, top.bytes or [])
+                    for top in token.top_logprobs
+                ],
             )
             for token in (found.content if found is not None else ())
         ]
 
 
 def _begun(request: ResponsesRequest) -> ResponseReply:
+    choice = request.tool_choice
     return ResponseReply(
         id=f"resp_{secrets.token_hex(16)}",
         created_at=int(time.time()),
@@ -129,13 +145,24 @@ def _begun(request: ResponsesRequest) -> ResponseReply:
         prompt_cache_key=request.prompt_cache_key,
         safety_identifier=request.safety_identifier,
         temperature=1.0 if request.temperature is None else request.temperature,
-        text=TextEcho({"type": "text"}),
-        tool_choice=request.tool_choice or "auto",
-        tools=[],
+        text=TextEcho(_text_format(request)),
+        tool_choice=choice.model_dump() if isinstance(choice, Part) else choice or "auto",
+        tools=[_described(tool) for tool in request.tools or ()],
         top_logprobs=request.top_logprobs or 0,
         top_p=1.0 if request.top_p is None else request.top_p,
         user=request.user,
     )
+
+
+def _text_format(request: ResponsesRequest) -> dict[str, Any]:
+    if request.text is None or request.text.format is None:
+        return {"type": "text"}
+    return request.text.format.model_dump(by_alias=True, exclude_none=True)
+
+
+def _described(tool: FunctionTool) -> dict[str, Any]:
+    """Its parameters and strictness are told even where they were left out."""
+    return {"parameters": None, "strict": None, **tool.model_dump(exclude_none=True)}
 
 
 def _usage(usage: Usage) -> ResponseUsage:

@@ -16,9 +16,9 @@ from sliceserve.api.responses.replies import (
     OutputText,
     PartAdded,
     PartDone,
+    ResponseLogprob,
     TextDelta,
     TextDone,
-    TokenLogprob,
 )
 
 
@@ -30,7 +30,12 @@ class Output:
         self.items: list[OutputItem] = []
         self._open: _Message | _Call | None = None
 
-    def text(self, text: str, logprobs: list[TokenLogprob]) -> Iterator[Event]:
+    @property
+    def has_calls(self) -> bool:
+        """Whether a function has been called."""
+        return any(isinstance(item, FunctionCall | _Call) for item in (*self.items, self._open))
+
+    def text(self, text: str, logprobs: list[ResponseLogprob]) -> Iterator[Event]:
         """More text, with the logprobs of the tokens that were sampled for it."""
         if not isinstance(self._open, _Message):
             yield from self.close("completed")
@@ -69,14 +74,14 @@ class _Message:
         self._id = f"msg_{secrets.token_hex(16)}"
         self._index = index
         self._pieces: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
+        self._logprobs: list[ResponseLogprob] = []
 
     def begin(self) -> Iterator[Event]:
         empty = OutputMessage(id=self._id, status="in_progress")
         yield ItemAdded(output_index=self._index, item=empty)
         yield PartAdded(item_id=self._id, output_index=self._index, part=OutputText(text=""))
 
-    def add(self, text: str, logprobs: list[TokenLogprob]) -> Iterator[Event]:
+    def add(self, text: str, logprobs: list[ResponseLogprob]) -> Iterator[Event]:
         self._pieces.append(text)
         self._logprobs += logprobs
         if text or logprobs:
@@ -121,10 +126,5 @@ class _Call:
 
     def end(self, status: ItemStatus) -> tuple[OutputItem, list[Event]]:
         item = self._item(status)
-        done = ArgumentsDone(
-            item_id=self._id,
-            output_index=self._index,
-            name=item.name,
-            arguments=item.arguments,
-        )
+        done = ArgumentsDone(item_id=self._id, output_index=self._index, arguments=item.arguments)
         return item, [done, ItemDone(output_index=self._index, item=item)]

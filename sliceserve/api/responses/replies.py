@@ -10,7 +10,7 @@ from msgspec import Struct
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
-class TopLogprob(Struct, frozen=True):
+class ResponseTopLogprob(Struct, frozen=True):
     """``bytes`` is empty for a token that holds a part of a character only."""
 
     token: str
@@ -18,17 +18,17 @@ class TopLogprob(Struct, frozen=True):
     bytes: list[int]
 
 
-class TokenLogprob(Struct, frozen=True):
+class ResponseLogprob(Struct, frozen=True):
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[TopLogprob]
+    top_logprobs: list[ResponseTopLogprob]
 
 
 class OutputText(Struct, frozen=True, kw_only=True, tag_field="type", tag="output_text"):
     text: str
     annotations: list[Any] = []
-    logprobs: list[TokenLogprob] = []
+    logprobs: list[ResponseLogprob] = []
 
 
 class OutputMessage(Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
@@ -179,12 +179,12 @@ class PartDone(PartEvent, frozen=True, kw_only=True, tag="response.content_part.
 
 class TextDelta(PartEvent, frozen=True, kw_only=True, tag="response.output_text.delta"):
     delta: str
-    logprobs: list[TokenLogprob] = []
+    logprobs: list[ResponseLogprob] = []
 
 
 class TextDone(PartEvent, frozen=True, kw_only=True, tag="response.output_text.done"):
     text: str
-    logprobs: list[TokenLogprob] = []
+    logprobs: list[ResponseLogprob] = []
 
 
 class ArgumentsEvent(Event, frozen=True, kw_only=True):
@@ -201,5 +201,21 @@ class ArgumentsDelta(
 class ArgumentsDone(
     ArgumentsEvent, frozen=True, kw_only=True, tag="response.function_call_arguments.done"
 ):
-    name: str
     arguments: str
+
+
+EVENTS = (
+    Created,
+    InProgress,
+    ItemAdded,
+    PartAdded,
+    TextDelta,
+    TextDone,
+    PartDone,
+    ArgumentsDelta,
+    ArgumentsDone,
+    ItemDone,
+    Completed,
+    Incomplete,
+    Failed,
+)
