@@ -112,7 +112,7 @@ def plan_job(
         for choice in range(request.num_choices):
             sampling = request.sampling(max_tokens, choice)
             if guide is not None:
-                sampling = replace(sampling, guide=guide)
+                sampling = msgspec.structs.replace(sampling, guide=guide)
             answers.append(Answer(prompt, sampling))
     num_prompt_tokens = sum(map(len, prompts))
     account.admit(num_prompt_tokens)

@@ -1,8 +1,9 @@
 """What callers of the SDK give by name, for type checkers and editors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypedDict, cast
+
+from msgspec.structs import replace
 
 from sliceserve.configs import CodecConfig, SamplingParams
 

@@ -6,7 +6,8 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import replace
+
+from msgspec import structs
 
 from sliceserve.client.connection import Dial, Dialer
 from sliceserve.client.errors import RequestFailed, RequestTimeout, SplitError
@@ -219,9 +220,9 @@ class SplitSession:
                 f"the prompt has {num_prompt} tokens; client and server take at most "
                 f"{self.max_model_len} tokens, prompt and answer together; shorten the prompt",
             )
-        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        sampling = structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
         if sampling.seed is None and sampling.temperature > 0:
-            sampling = replace(sampling, seed=secrets.randbits(63))
+            sampling = structs.replace(sampling, seed=secrets.randbits(63))
         return sampling
 
     def _open_in_head(self, request: SplitRequest, head_id: str, tenant: str) -> Open:

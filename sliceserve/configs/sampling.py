@@ -1,7 +1,8 @@
 """How the next token is chosen. Travels from the client to the sampler unchanged."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from sliceserve.configs.validation import expect
 
@@ -11,8 +12,7 @@ MAX_GUIDE_CHARS = 1 << 18
 MAX_BIASES = 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sampling of one request. Raises ValueError, saying what was expected, when out of range.
 
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 switch their filters
@@ -28,6 +28,8 @@ class SamplingParams:
     answer), then ``frequency_penalty`` for each time and ``presence_penalty`` for the first time
     that a token is in the answer. All reported logprobs are the model's own, before any of this.
     ``prompt_logprobs`` is how many alternatives are reported for each token of the prompt.
+
+    What has its default does not travel.
 
     Stop strings are not here: text, and so its end, belongs to whoever turns tokens into text.
     """
@@ -51,7 +53,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if isinstance(self.logit_bias, Mapping):
-            object.__setattr__(self, "logit_bias", tuple(sorted(self.logit_bias.items())))
+            biases = tuple(sorted(self.logit_bias.items()))
+            msgspec.structs.force_setattr(self, "logit_bias", biases)
         expect(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
         expect(0.0 <= self.temperature <= 100.0, "temperature", "0 to 100", self.temperature)
         expect(self.top_k >= 0, "top_k", "0 (off) or more", self.top_k)

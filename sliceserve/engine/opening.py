@@ -1,8 +1,9 @@
 """What an engine asks of a request before it begins."""
 
-import dataclasses
 import secrets
 from collections.abc import Iterable
+
+from msgspec import structs
 
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.messages import EngineInfo, Open
@@ -56,4 +57,4 @@ def with_seed(sampling: SamplingParams) -> SamplingParams:
     """With a seed drawn where one is needed and none was given."""
     if sampling.temperature == 0 or sampling.seed is not None:
         return sampling
-    return dataclasses.replace(sampling, seed=secrets.randbits(63))
+    return structs.replace(sampling, seed=secrets.randbits(63))

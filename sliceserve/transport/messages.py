@@ -1,6 +1,5 @@
 """The messages of `sliceserve.v1`. docs/protocol.md tells how they follow each other."""
 
-from dataclasses import fields
 from typing import Annotated
 
 import msgspec
@@ -215,5 +214,5 @@ def newer_settings(sampling: SamplingParams, protocol: int) -> list[str]:
     know."""
     if protocol >= _NEWER_SETTINGS_VERSION:
         return []
-    defaults = {field.name: field.default for field in fields(SamplingParams)}
-    return [name for name in _NEWER_SETTINGS if getattr(sampling, name) != defaults[name]]
+    defaults = SamplingParams()
+    return [name for name in _NEWER_SETTINGS if getattr(sampling, name) != getattr(defaults, name)]

@@ -1,10 +1,10 @@
 """Penalties, biases and logprobs of prompts for split clients, over a real socket."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 import torch
+from msgspec.structs import replace
 from split_server import split_server
 
 from sliceserve.api import split

@@ -8,13 +8,14 @@ import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from passages import CHATS, TEXTS
 
 from sliceserve.cli.local_server import LocalServer, local_server

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-from dataclasses import replace
 from itertools import chain
 
 import httpx
@@ -24,6 +23,7 @@ from correctness import (
     split_client,
     tokens_of,
 )
+from msgspec.structs import replace
 
 from sliceserve.cli.local_server import local_server
 from sliceserve.transport import messages as wire

@@ -4,7 +4,6 @@ changes."""
 import asyncio
 import contextlib
 import random
-from dataclasses import replace
 
 import psutil
 import pytest
@@ -21,6 +20,7 @@ from correctness import (
     split_client,
     tokens_of,
 )
+from msgspec.structs import replace
 
 from sliceserve.cli.local_server import local_server
 from sliceserve.engine.messages import AppendTokens, Cancel, Open

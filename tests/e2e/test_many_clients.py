@@ -4,7 +4,6 @@ gets alone; and one pass of the SDK over the real socket."""
 import asyncio
 import contextlib
 import json
-from dataclasses import replace
 
 import pytest
 from correctness import (
@@ -17,6 +16,7 @@ from correctness import (
     split_client,
     tokens_of,
 )
+from msgspec.structs import replace
 
 from sliceserve.client import AsyncSplitLLM
 from sliceserve.configs import SamplingParams

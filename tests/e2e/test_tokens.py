@@ -1,10 +1,9 @@
 """The default model in float32, cut anywhere and in any batch, says what transformers says."""
 
-from dataclasses import replace
-
 import pytest
 from correctness import GREEDY, load_engine
 from driving import SplitRun
+from msgspec.structs import replace
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model, pytest.mark.timeout(900)]
 

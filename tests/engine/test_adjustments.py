@@ -1,10 +1,9 @@
 """Biases, penalties and early ends against a dense restatement, and their independence."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from driving import SplitRun, finish
+from msgspec.structs import replace
 
 from sliceserve.configs import SamplingParams
 from sliceserve.engine.adjustments import Adjustments

@@ -5,11 +5,11 @@ import random
 import re
 import sys
 from concurrent.futures import Future
-from dataclasses import replace
 
 import pytest
 from driving import SplitRun, finish
 from guided import byte_tokenizer, tiny_model  # noqa: F401
+from msgspec.structs import replace
 
 from sliceserve import guides
 from sliceserve.configs import SamplingParams

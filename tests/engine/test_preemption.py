@@ -1,10 +1,10 @@
 """Fifty requests that do not fit together say what they say when they do."""
 
 import random
-from dataclasses import replace
 
 import pytest
 from driving import SplitRun
+from msgspec.structs import replace
 
 from sliceserve.configs import SamplingParams
 

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -121,7 +120,7 @@ class _ReplayRequester:
 
     async def request(self, number: int, outcome: Outcome) -> None:
         recording = self._recordings[number]
-        sampling = replace(self._sampling, max_tokens=len(recording.tokens))
+        sampling = msgspec.structs.replace(self._sampling, max_tokens=len(recording.tokens))
         await replay(self._connection, number + 1, recording, sampling, outcome)
 
     async def close(self) -> None:
