@@ -8,7 +8,7 @@ import pytest
 from split_server import split_server
 
 from sliceserve.calibration import calibrate, keep
-from sliceserve.client import AsyncSplitLLM, ConnectionRefused, SplitError, sdk
+from sliceserve.client import AsyncSplitLLM, ConnectionRefused, SplitError, build
 from sliceserve.configs import CalibratedConfig, CodecConfig, SamplingParams
 from sliceserve.engine.profiles import profile_store
 from sliceserve.transport.proxy import ShapingProxy
@@ -64,10 +64,10 @@ async def test_a_client_without_the_profile_is_given_it(server, tiny, profiles, 
         assert llm.stats.uplink_bytes_per_token < 72
     assert profile_store().get(state) == profiles["state"].to_bytes()
 
-    async def fail(*_):
+    async def fail(*_, **__):
         raise SplitError("nobody was to ask")
 
-    monkeypatch.setattr(sdk, "fetch_profile", fail)
+    monkeypatch.setattr(build, "fetch_profile", fail)
     async with client(server.url, tiny) as llm:
         assert await tokens_of(llm) == expected
         # A request alone is given the same bytes, and so the same text.
@@ -129,7 +129,7 @@ async def test_a_server_without_profiles_does_not_offer_the_codec(tiny, tmp_path
 
 async def test_a_profile_that_shows_tokens_hides_none(server, tiny, profiles, monkeypatch):
     """Whatever the server says, a client that hides token ids sends none."""
-    honest = sdk.Hello
-    monkeypatch.setattr(sdk, "Hello", lambda **fields: honest(**fields | {"hide_tokens": False}))
+    honest = build.Hello
+    monkeypatch.setattr(build, "Hello", lambda **fields: honest(**fields | {"hide_tokens": False}))
     with pytest.raises(SplitError, match="hide_tokens is set"):
         await client(server.url, tiny, hide_tokens=True).start()
