@@ -37,9 +37,14 @@ client = OpenAI(base_url=f"{url}/v1", api_key="none")
 model = client.models.list().data[0].id
 question = "In which year was Mount Everest climbed for the first time?"
 messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": question}]
-# A large model may be left to decide, with tool_choice="auto"; a small one is told to call.
+# A large model may be left to decide, with tool_choice="auto"; a small one is told to call, once.
 turn = client.chat.completions.create(
-    model=model, messages=messages, tools=[TOOL], tool_choice="required", temperature=0
+    model=model,
+    messages=messages,
+    tools=[TOOL],
+    tool_choice="required",
+    parallel_tool_calls=False,
+    temperature=0,
 )
 for call in turn.choices[0].message.tool_calls or []:
     assert call.type == "function"
