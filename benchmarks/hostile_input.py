@@ -94,7 +94,7 @@ _HOSTILE: tuple[Any, ...] = (
         "\u202e",
     ),
     *([], {}, [[]], [None] * 100, {"": None}, {"a": {"$ref": "#"}}, {"\ud800": 1}),
-    *([2**31] * 3, _nested(50), _nested(900)),
+    *([2**31] * 3, _nested(50), _nested(120)),
 )
 
 
@@ -104,11 +104,11 @@ def mutate(body: Any, rng: random.Random, donors: list[Any]) -> Any:
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = _places(body)
         if not places:
-            return rng.choice(_HOSTILE)
+            return copy.deepcopy(rng.choice(_HOSTILE))
         container, key = rng.choice(places)
         match rng.randrange(7):
             case 0 | 1:
-                container[key] = rng.choice(_HOSTILE)
+                container[key] = copy.deepcopy(rng.choice(_HOSTILE))
             case 2:
                 donor, part = rng.choice(_places(rng.choice(donors)))
                 container[key] = copy.deepcopy(donor[part])

@@ -110,6 +110,8 @@ class _Named(msgspec.Struct):
 
 
 _NAMED_DECODER = msgspec.msgpack.Decoder(_Named)
+# A text that is not UTF-8 has an error of its own.
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(message: Control | DataFrame) -> bytes:
@@ -264,12 +266,12 @@ def _decode_control(data: bytes) -> Control:
     except msgspec.ValidationError as error:
         try:
             request_id = _NAMED_DECODER.decode(body).request_id
-        except (msgspec.DecodeError, RecursionError):
+        except _MALFORMED:
             raise _broken(f"an invalid {name} message: {error}") from error
         raise ProtocolError(
             "invalid_request", f"received an invalid {name} message: {error}", request_id
         ) from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _MALFORMED as error:
         raise _broken(f"a malformed {name} message: {error}") from error
 
 

@@ -227,6 +227,21 @@ def test_short_and_long_control_messages_are_noticed(message: Control, tail: byt
             decode(data[:length])
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        # In a value, in a key, and after the id of a request.
+        b"\x82\xa4code\xa1\xff\xa7message\xa1m",
+        b"\x81\xa4\x97ode\xa1c",
+        b"\x82\xaarequest_id\x05\xa4code\xa1\xff",
+    ],
+)
+def test_texts_that_are_not_utf_8(body: bytes) -> None:
+    with pytest.raises(ProtocolError) as broken:
+        decode(b"\x09" + body)
+    assert broken.value.code == "protocol_error"
+
+
 @given(st.sampled_from([*range(16), 0x80, 0xC0, 0xFF]), st.binary(max_size=200))
 def test_random_bytes_give_a_message_or_a_protocol_error(kind: int, body: bytes) -> None:
     data = bytes((kind,)) + body
