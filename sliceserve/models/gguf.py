@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
 
 # Part of the cache key: raise it when a conversion comes out differently.
-_FORMAT = 1
+_FORMAT = 2
 _SHARD_BYTES = 2 << 30
 # Elements dequantised at once: small enough for the temporaries to stay in the processor's cache.
 _CHUNK_ELEMENTS = 1 << 19
