@@ -28,6 +28,7 @@ from sliceserve.cli.bench.fleet_messages import Outcome, Recording
 from sliceserve.cli.bench.replay import record, replay
 from sliceserve.cli.bench.timeline import Timeline
 from sliceserve.cli.local_server import LocalServer, local_server
+from sliceserve.cli.signals import end_on_sigterm
 from sliceserve.client.connection import Connection, Dialer
 from sliceserve.codec.registry import wire_id
 from sliceserve.configs import (
@@ -360,6 +361,7 @@ def main() -> None:
     parser.add_argument("--cut", type=int, default=15)
     parser.add_argument("--serve", default="", help="more options of sliceserve serve")
     options = parser.parse_args()
+    end_on_sigterm()
     places = str(options.http + options.split + 50)
     arguments = ["--model", options.model, "--cuts", str(options.cut), "--profiles", "off"]
     arguments += ["--max-requests", places, *options.serve.split()]

@@ -35,6 +35,7 @@ from hostile_input import BODIES, damage, mutate
 from prometheus_client.parser import text_string_to_metric_families
 
 from sliceserve.cli.local_server import local_server
+from sliceserve.cli.signals import end_on_sigterm
 from sliceserve.configs import DEFAULT_MODEL, SamplingParams
 from sliceserve.models.resolve import resolve_model
 from sliceserve.models.spec import ModelSpec
@@ -381,6 +382,7 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--serve", default="", help="more options of sliceserve serve")
     options = parser.parse_args()
+    end_on_sigterm()
     os.environ["SLICESERVE_ENGINE__SCHEDULER__DETACHED_TIMEOUT_S"] = str(_DETACHED_S)
     size = ModelSpec.load(resolve_model(options.model)).hidden_size
     arguments = ["--model", options.model, "--profiles", "off", "--api-workers", "2"]

@@ -20,20 +20,19 @@ _TELL_EVERY_S = 10.0
 
 class Working:
     """Says what is being done while it is, as a context: with a spinner on a terminal; elsewhere in
-    a line, once it has taken two seconds."""
+    a line, once it has taken two seconds, and in another every ten if there is news."""
 
     def __init__(self, sentence: str) -> None:
         self._sentence = sentence
-        self._has_told = False
+        self._told: str | None = None
         self._status = stderr.status(escape(sentence)) if stderr.is_terminal else None
-        self._timer = threading.Timer(_TELL_AFTER_S, self._tell)
-        self._timer.daemon = True
+        self._stopped = threading.Event()
 
     def __enter__(self) -> "Working":
         if self._status is not None:
             self._status.start()
         else:
-            self._timer.start()
+            threading.Thread(target=self._tell_now_and_then, daemon=True).start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -44,18 +43,20 @@ class Working:
         self._sentence = sentence
         if self._status is not None:
             self._status.update(escape(sentence))
-        elif self._has_told:
-            self._tell()
 
     def stop(self) -> None:
         """It is done, or goes on without a word. May be called twice."""
-        self._timer.cancel()
+        self._stopped.set()
         if self._status is not None:
             self._status.stop()
 
-    def _tell(self) -> None:
-        self._has_told = True
-        stderr.print(self._sentence, markup=False, soft_wrap=True)
+    def _tell_now_and_then(self) -> None:
+        pause_s = _TELL_AFTER_S
+        while not self._stopped.wait(pause_s):
+            pause_s = _TELL_EVERY_S
+            if (sentence := self._sentence) != self._told:
+                self._told = sentence
+                stderr.print(sentence, markup=False, soft_wrap=True)
 
 
 @contextmanager

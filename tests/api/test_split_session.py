@@ -231,11 +231,10 @@ async def test_a_message_that_is_too_large_ends_its_connection(serve, fake, even
 
 async def test_an_invalid_open_ends_that_request_alone(serve, fake):
     async with connect(await serve(fake())) as peer:
-        good = encode(messages.Open(request_id=4, num_prompt=1, sampling=messages.SamplingParams()))
-        assert good.count(b"temperature\xcb" + bytes(8)) == 1
-        await peer.send(
-            good.replace(b"temperature\xcb" + bytes(8), b"temperature\xcb\xff" + bytes(7))
-        )
+        sampling = messages.SamplingParams(temperature=2.0, seed=0)
+        good = encode(messages.Open(request_id=4, num_prompt=1, sampling=sampling))
+        assert good.count(b"temperature\xcb\x40") == 1
+        await peer.send(good.replace(b"temperature\xcb\x40", b"temperature\xcb\xc0"))
         error = await peer.receive(Error)
         assert error.request_id == 4
         assert "temperature" in error.message

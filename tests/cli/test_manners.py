@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,9 @@ def terminal(monkeypatch):
     """Standard error as a terminal, or as a file, whose words are kept."""
 
     def make(is_terminal):
-        stderr = Console(force_terminal=is_terminal, record=True, file=io.StringIO())
-        monkeypatch.setattr(console, "stderr", stderr)
-        return stderr.export_text
+        file = io.StringIO()
+        monkeypatch.setattr(console, "stderr", Console(force_terminal=is_terminal, file=file))
+        return file.getvalue
 
     return make
 
@@ -95,14 +96,31 @@ def test_what_is_over_at_once_is_not_told(terminal):
 def test_what_takes_longer_is_told_in_lines(terminal, monkeypatch):
     told = terminal(False)
     monkeypatch.setattr(console, "_TELL_AFTER_S", 0.0)
-    with Working("Loading [it] …") as working:
-        working._timer.join()
-        working.say("Still loading …")
     with measured("turns") as update:
         for done in range(4):
             update(done, 9)
     # The last ones come too soon after the first.
-    assert told() == "Loading [it] …\nStill loading …\nturns: 0 of 9\n"
+    assert told() == "turns: 0 of 9\n"
+
+
+@pytest.mark.parametrize("every_s", [0.01, 3600.0])
+def test_news_of_what_takes_longer_is_told_now_and_then(terminal, monkeypatch, every_s):
+    told = terminal(False)
+    monkeypatch.setattr(console, "_TELL_AFTER_S", 0.0)
+    monkeypatch.setattr(console, "_TELL_EVERY_S", every_s)
+
+    def wait_for(text):
+        while text not in told():
+            time.sleep(0.001)
+
+    with Working("Loading [it] …") as working:
+        wait_for("Loading [it] …\n")
+        working.say("Still loading …")
+        if every_s < 1:
+            wait_for("Still loading …\n")
+    # Each once, and no more often than that.
+    more = "Still loading …\n" if every_s < 1 else ""
+    assert told() == f"Loading [it] …\n{more}"
 
 
 def test_terminals_show_bars_and_spinners(terminal):
