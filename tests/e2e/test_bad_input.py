@@ -237,7 +237,7 @@ async def test_bad_bodies(server, others):
             (completion, {**text, "model": "gpt-9"}, 404, "model_not_found", "model"),
             (completion, {**text, "wisdom": 1}, 400, "unknown_parameter", "wisdom"),
             (completion, {**text, "max_tokens": "4"}, 400, "invalid_type", "max_tokens"),
-            (completion, {**text, "max_tokens": 0}, 400, "invalid_value", "max_tokens"),
+            (completion, {**text, "max_tokens": 0}, 400, "invalid_value", None),
             (completion, {**text, "temperature": -1}, 400, "invalid_value", "temperature"),
             (completion, {**text, "seed": 2**80}, 400, "invalid_value", "seed"),
             (completion, {**text, "prompt": []}, 400, "invalid_value", "prompt"),

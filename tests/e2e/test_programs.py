@@ -42,7 +42,7 @@ def test_the_demo_answers_with_the_model_cut_in_two(start, with_profiles):
     assert 0 < report["server_compute_share"] < 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_demo_leaves_no_server_when_it_is_ended(start, number, code):
     demo = start("demo", "--max-tokens", "2000", "--prompt", "Count to one thousand.")
     assert demo.stdout.read(1), demo.stderr.read()
@@ -102,16 +102,14 @@ def test_a_client_without_the_key_is_told_so(start, server_url):
     chat = start("chat", "--server", server_url, "--split", "8")
     out, err = chat.communicate("hello\n", timeout=120)
     assert (chat.returncode, out) == (1, "")
-    assert err.startswith("Error: ")
-    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("Error: ")
 
 
 def test_a_gateway_answers_on_the_device(start, server_url):
-    args = ["--server", server_url, "--codec", "float16", "--port", "0"]
+    args = ["--json", "--server", server_url, "--codec", "float16", "--port", "0"]
     gateway = start("gateway", *args, "--served-model-name", "mine", SLICESERVE_API_KEY="a secret")
-    words = gateway.stderr.readline()
-    assert "is served on http://127.0.0.1:" in words, words + gateway.stderr.read()
-    url = words.split("is served on ")[1].split()[0]
+    url = wait_until_ready(gateway)["url"]
     question = {"role": "user", "content": "What is the capital of France?"}
     body = {"model": "mine", "messages": [question], "max_tokens": 12, "temperature": 0}
     answers = [
