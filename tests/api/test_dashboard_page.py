@@ -133,12 +133,13 @@ _WORDS = """
 async ([total, state]) => {
   const f = await import("/dashboard/format.js");
   const sum = (table) => Object.values(table).reduce((all, n) => all + n, 0);
+  const ratio = total.uplink_bytes_per_token / total.fp16_bytes_per_token;
   const words = {
     clients: f.whole(sum(state.sessions)),
     cuts: Object.entries(state.sessions).map(([cut, n]) => `${cut}: ${f.whole(n)}`),
     kv: state.kv.map((s) => [s.segment, ...[s.num_used, s.num_cached, s.num_blocks].map(f.whole)]),
     errors: f.whole(sum(total.errors)),
-    "fp16 to uplink": f.number(total.uplink_bytes_per_token / total.fp16_bytes_per_token),
+    "fp16 to uplink": f.number(Math.max(ratio, 1 / ratio)) + (ratio > 1 ? " more" : " fewer"),
     "uplink since start": f.bytes(total.uplink_bytes_per_token),
     parts: Object.fromEntries(Object.entries(total.parts).map(([part, s]) => [part, f.seconds(s)])),
     "tokens for split clients": f.whole(total.split_tokens),
@@ -172,7 +173,8 @@ _SHOWN = """
     cuts: all("#cuts .count").map((n) => `${n.dataset.cut}: ${n.innerText}`),
     kv: all("#kv .row").map((row) => [row.dataset.segment, ...texts("b", row)]),
     errors: /([\\d,]+) since start/.exec(text("#errors-sub"))[1],
-    "fp16 to uplink": text("#uplink .number").split(" ")[0],
+    "fp16 to uplink": text("#uplink .number").replace(" times as many", " more").replace(
+      " times fewer", " fewer").replace(" bytes", ""),
     "uplink since start": text("#uplink-total"),
     parts: Object.fromEntries(all(".part").map((part) => [part.dataset.part, text("b", part)])),
     "tokens for split clients": total["tokens for split clients"],
