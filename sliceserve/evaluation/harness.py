@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+# The harness fills its registry when it is empty: alone in it, this model would hide all others.
+import lm_eval.models  # noqa: F401
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM

@@ -101,3 +101,5 @@ def test_the_harness_knows_it_by_name():
     from lm_eval.api.registry import get_model
 
     assert get_model("sliceserve") is SliceServeLM
+    # Beside its own, in whatever order they were imported.
+    assert get_model("local-completions") is not None
