@@ -54,17 +54,16 @@ class Answer:
 
 @dataclass(slots=True)
 class Job:
-    """A request, ready to run. ``answers`` are ordered by prompt, then by choice; ``operation`` is
-    what traces call it. With ``shows_special_tokens`` those are a part of the answers' text.
-    ``num_sampled`` counts the tokens of each so far, ``num_cached`` how much of its prompt was in a
-    prefix cache, once that is known."""
+    """A request, ready to run. ``answers`` are ordered by prompt, then by choice. With
+    ``shows_special_tokens`` those are a part of the answers' text. ``num_sampled`` counts the
+    tokens of each so far, ``num_cached`` how much of its prompt was in a prefix cache, once that
+    is known."""
 
     request: GenerationRequest
     account: Account
     caller: Caller
     answers: list[Answer]
     num_prompt_tokens: int
-    operation: str
     shows_special_tokens: bool = False
     num_sampled: Counter[int] = field(default_factory=Counter)
     num_cached: Counter[int] = field(default_factory=Counter)
@@ -118,11 +117,8 @@ def plan_job(
     account.admit(num_prompt_tokens)
     trace_parent = read_trace_parent(http.headers.get("traceparent", ""))
     caller = Caller(account.name, account.priority(request.priority), trace_parent)
-    operation = "text_completion" if http.url.path == "/v1/completions" else "chat"
     shows_special_tokens = shows_special_tokens or not request.skip_special_tokens
-    return Job(
-        request, account, caller, answers, num_prompt_tokens, operation, shows_special_tokens
-    )
+    return Job(request, account, caller, answers, num_prompt_tokens, shows_special_tokens)
 
 
 async def answer(
@@ -257,7 +253,7 @@ def _start_trace(job: Job, wanted: Answer, backend: Backend) -> RequestTrace | N
         return None
     return RequestTrace(
         backend.tracing,
-        job.operation,
+        job.request.OPERATION,
         backend.models[0],
         job.caller.trace_parent,
         wanted.sampling,

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import asyncio
 import secrets
 import time
 from collections.abc import Iterable
@@ -10,10 +9,9 @@ from fastapi import Request
 from msgspec import UNSET, structs
 from starlette.responses import Response
 
-from sliceserve.api.answering import answer, plan_job
+from sliceserve.api.answering import answer
 from sliceserve.api.backend import Backend
-from sliceserve.api.conversation import AnswerReader, ChatPrompt, make_prompt
-from sliceserve.api.guiding import wanted_guide
+from sliceserve.api.conversation import AnswerReader, ChatPrompt, plan_chat
 from sliceserve.api.logprobs import chat_logprobs, prompt_logprobs
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import ChatCompletionRequest
@@ -40,16 +38,7 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation. Raises ApiError."""
     backend.expect_to_generate(request)
-    wanted = await wanted_guide(request)
-    prompt = await asyncio.to_thread(make_prompt, request, backend, wanted)
-    job = plan_job(
-        http,
-        request,
-        [prompt.token_ids],
-        backend,
-        guide=prompt.guide or wanted,
-        shows_special_tokens=prompt.shows_special_tokens,
-    )
+    prompt, job = await plan_chat(http, request, request, backend)
     form = _ChatFormat(request, prompt, backend)
     return await answer(http, job, form, backend, metrics)
 

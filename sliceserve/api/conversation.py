@@ -3,6 +3,7 @@
 The same for every endpoint that takes messages.
 """
 
+import asyncio
 import inspect
 import json
 from collections.abc import Sequence
@@ -10,8 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from fastapi import Request
+
+from sliceserve.api.answering import Job, plan_job
 from sliceserve.api.backend import Backend
 from sliceserve.api.errors import invalid
+from sliceserve.api.guiding import wanted_guide
+from sliceserve.api.protocol import GenerationRequest
 from sliceserve.api.protocol.conversation import Conversation, TemplateOptions
 from sliceserve.api.protocol.messages import ChatMessage
 from sliceserve.api.protocol.tools import Tool
@@ -102,6 +108,24 @@ def make_prompt(
     if not tools:
         return ChatPrompt(prompt)
     return ChatPrompt(prompt, _calling(conversation, template.form, backend, wanted))
+
+
+async def plan_chat(
+    http: Request, request: GenerationRequest, conversation: Conversation, backend: Backend
+) -> tuple[ChatPrompt, Job]:
+    """The prompt for answers to ``conversation``, and the job that makes them as ``request`` wants
+    them. Raises ApiError."""
+    wanted = await wanted_guide(request)
+    prompt = await asyncio.to_thread(make_prompt, conversation, backend, wanted)
+    job = plan_job(
+        http,
+        request,
+        [prompt.token_ids],
+        backend,
+        guide=prompt.guide or wanted,
+        shows_special_tokens=prompt.shows_special_tokens,
+    )
+    return prompt, job
 
 
 def render(

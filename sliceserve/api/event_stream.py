@@ -3,8 +3,15 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+
+def encode_event(data: Any, name: str | None = None) -> bytes:
+    """One event with ``data`` as JSON; ``name`` is its type, if it has one."""
+    kind = b"" if name is None else b"event: %b\n" % name.encode()
+    return b"%bdata: %b\n\n" % (kind, msgspec.json.encode(data))
 
 
 class EventStream(StreamingResponse):

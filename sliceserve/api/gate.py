@@ -80,11 +80,6 @@ def account_of(connection: HTTPConnection) -> Account:
     return account
 
 
-def tenant_of(connection: HTTPConnection) -> str:
-    """The name of that tenant."""
-    return account_of(connection).name
-
-
 def _is_guarded(path: str) -> bool:
     return path.startswith("/v1/") or path in _GUARDED
 

@@ -29,6 +29,10 @@ class Rate(NamedTuple):
     most: int
     period_s: float
 
+    def cost(self, num_requests: int, num_tokens: int) -> int:
+        """How much of what it bounds these take."""
+        return num_requests if self.what == "requests" else num_tokens
+
     def seconds_until(self, count: int, paid_back: float, now: float) -> float:
         """Until ``count`` more can be had; no more than all that can be saved up is waited for."""
         free_s = self.period_s - max(0.0, paid_back - now)
@@ -49,8 +53,13 @@ class Account:
     """A tenant at the door. Its methods raise ApiError for what it may not do."""
 
     def __init__(self, tenant: TenantConfig, usage: Usage) -> None:
-        self.tenant = tenant
         self._usage = usage
+        self.limit(tenant)
+
+    def limit(self, tenant: TenantConfig) -> None:
+        """From now on it may do what ``tenant`` says."""
+        self.tenant = tenant
+        self._rates = _rates(tenant)
 
     @property
     def name(self) -> str:
@@ -92,24 +101,22 @@ class Account:
         One that is ``resumed`` has been let in before, here or elsewhere: it is charged again, but
         refused only once the tenant owes as much as it can save up.
         """
-        rates = self._rates()
-        if not rates:
+        if not self._rates:
             return
         now = time.monotonic()
+        costs = [(i, rate, rate.cost(1, num_tokens)) for i, rate in self._rates]
         with self._usage.times() as paid_back:
-            for i, rate in rates:
-                count = 1 if rate.what == "requests" else num_tokens
+            for i, rate, count in costs:
                 wait_s = rate.seconds_until(count, paid_back[i], now)
                 if wait_s > (rate.period_s if resumed else 0.0):
                     raise _too_fast(self.name, rate, wait_s)
-            for i, rate in rates:
-                count = 1 if rate.what == "requests" else num_tokens
+            for i, rate, count in costs:
                 paid_back[i] = rate.charge(count, paid_back[i], now)
 
     def spend(self, num_tokens: int) -> None:
         """Charge tokens of an answer. It is not cut short for them; the next request waits."""
-        rates = [(i, rate) for i, rate in self._rates() if rate.what == "tokens"]
-        if not rates or not num_tokens:
+        rates = [(i, rate) for i, rate in self._rates if rate.cost(0, num_tokens)]
+        if not rates:
             return
         now = time.monotonic()
         with self._usage.times() as paid_back:
@@ -140,7 +147,7 @@ class Account:
         """OpenAI's x-ratelimit-*, of the limits that it has for a minute."""
         headers: dict[str, str] = {}
         now = time.monotonic()
-        rates = [(i, rate) for i, rate in self._rates() if rate.period_s == _MINUTE_S]
+        rates = [(i, rate) for i, rate in self._rates if rate.period_s == _MINUTE_S]
         if not rates:
             return headers
         with self._usage.times() as paid_back:
@@ -151,20 +158,6 @@ class Account:
             headers[f"x-ratelimit-remaining-{rate.what}"] = str(rate.left(times[i], now))
             headers[f"x-ratelimit-reset-{rate.what}"] = f"{reset_s:.3f}s"
         return headers
-
-    def _rates(self) -> list[tuple[int, Rate]]:
-        """Those that it has, each with its place among the times of its usage."""
-        tenant = self.tenant
-        rates = (
-            ("requests", tenant.requests_per_minute, _MINUTE_S),
-            ("tokens", tenant.tokens_per_minute, _MINUTE_S),
-            ("tokens", tenant.tokens_per_day, _DAY_S),
-        )
-        return [
-            (i, Rate(what, most, period_s))
-            for i, (what, most, period_s) in enumerate(rates)
-            if most is not None
-        ]
 
 
 class Accounts:
@@ -196,7 +189,7 @@ class Accounts:
         tenants |= {tenant.name: tenant for tenant in keyring.tenants}
         for name, tenant in tenants.items():
             if name in self._accounts:
-                self._accounts[name].tenant = tenant
+                self._accounts[name].limit(tenant)
             else:
                 self._accounts[name] = Account(tenant, self._usage_of(name))
         self._digests = [
@@ -216,6 +209,20 @@ class Accounts:
                 401, f"{problem}; send it as 'Authorization: Bearer KEY'", "invalid_api_key"
             )
         return matches[0]
+
+
+def _rates(tenant: TenantConfig) -> list[tuple[int, Rate]]:
+    """Those that it has, each with its place among the times of its usage."""
+    rates = (
+        ("requests", tenant.requests_per_minute, _MINUTE_S),
+        ("tokens", tenant.tokens_per_minute, _MINUTE_S),
+        ("tokens", tenant.tokens_per_day, _DAY_S),
+    )
+    return [
+        (i, Rate(what, most, period_s))
+        for i, (what, most, period_s) in enumerate(rates)
+        if most is not None
+    ]
 
 
 def _too_fast(tenant: str, rate: Rate, wait_s: float) -> ApiError:

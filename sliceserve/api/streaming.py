@@ -7,6 +7,7 @@ import msgspec
 
 from sliceserve.api.answering import Chunks, Job
 from sliceserve.api.errors import as_api_error
+from sliceserve.api.event_stream import encode_event
 from sliceserve.api.replies import Reply, Usage
 from sliceserve.engine.generation import TextChunk
 
@@ -41,7 +42,7 @@ class ChunkFormat(ABC):
                 yield _event(self.usage(job.usage), include_usage)
         except Exception as error:
             # The status has been sent; this is the only place left to say it.
-            yield b"data: " + msgspec.json.encode(as_api_error(error).body) + b"\n\n"
+            yield encode_event(as_api_error(error).body)
         yield b"data: [DONE]\n\n"
 
 
@@ -54,4 +55,4 @@ def is_visible(chunk: TextChunk) -> bool:
 def _event(reply: Reply, include_usage: bool) -> bytes:
     if include_usage and reply.usage is msgspec.UNSET:
         reply = msgspec.structs.replace(reply, usage=None)
-    return b"data: " + msgspec.json.encode(reply) + b"\n\n"
+    return encode_event(reply)

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, HTTPException
 from starlette.responses import FileResponse, RedirectResponse, Response
 
@@ -16,7 +15,7 @@ from sliceserve import __version__
 from sliceserve.api.backend import Backend
 from sliceserve.api.dashboard.readings import Readings
 from sliceserve.api.dashboard.sampler import HISTORY_S, INTERVAL_S, Sampler
-from sliceserve.api.event_stream import EventStream
+from sliceserve.api.event_stream import EventStream, encode_event
 from sliceserve.api.lifecycle import Lifecycle
 
 _PAGE = Path(__file__).parent / "page"
@@ -56,7 +55,7 @@ def add_dashboard_routes(
     """``read`` as for a `Sampler`."""
     sampler = Sampler(read, lambda: lifecycle.draining)
     lifecycle.on_end(sampler.close)
-    about = _event("about", _describe(backend))
+    about = encode_event(_describe(backend), "about")
 
     @app.get("/dashboard", include_in_schema=False)
     async def page() -> Response:
@@ -74,8 +73,8 @@ def add_dashboard_routes(
         async def stream() -> AsyncIterator[bytes]:
             yield about
             async for sample in samples:
-                yield _event("sample", sample)
-            yield _event("end", {})
+                yield encode_event(sample, "sample")
+            yield encode_event({}, "end")
 
         return EventStream(stream(), samples)
 
@@ -88,10 +87,6 @@ def _file(name: str) -> Response:
     if name not in _MEDIA_TYPES:
         raise HTTPException(404)
     return FileResponse(_PAGE / name, media_type=_MEDIA_TYPES[name], headers=_HEADERS)
-
-
-def _event(kind: str, data: Any) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (kind.encode(), msgspec.json.encode(data))
 
 
 def _describe(backend: Backend) -> dict[str, Any]:

@@ -23,6 +23,8 @@ class CompletionRequest(FormattedRequest, ScoredRequest):
     tokenizer adds to a text by itself.
     """
 
+    OPERATION = "text_completion"
+
     prompt: Annotated[
         Text | list[Text] | list[TokenId] | list[list[TokenId]] | None,
         one_of("a string, a list of strings, a list of token ids, or a list of such lists"),
@@ -56,7 +58,7 @@ class CompletionRequest(FormattedRequest, ScoredRequest):
     @property
     def num_told(self) -> int:
         """Answers to be told of each prompt."""
-        return self.n or 1
+        return super().num_choices
 
     @property
     def num_choices(self) -> int:

@@ -1,6 +1,6 @@
 """What all generating endpoints accept. ``user`` is a label for the caller's own use."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,8 @@ class StreamOptions(Part):
 class GenerationRequest(GuidedRequest):
     """What the endpoints share."""
 
+    # What traces call it.
+    OPERATION: ClassVar[str] = "chat"
     RULES = (needs("stream_options", [None], stream={"const": True}),)
 
     model: Text

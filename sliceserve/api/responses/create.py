@@ -1,17 +1,15 @@
 """From a request to its answer."""
 
-import asyncio
 from typing import Any
 
 from fastapi import Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from sliceserve.api.answering import answer, plan_job
+from sliceserve.api.answering import answer
 from sliceserve.api.backend import Backend
-from sliceserve.api.conversation import make_prompt
+from sliceserve.api.conversation import plan_chat
 from sliceserve.api.errors import invalid
-from sliceserve.api.guiding import wanted_guide
 from sliceserve.api.metrics import Metrics
 from sliceserve.api.protocol import ResponsesRequest
 from sliceserve.api.protocol.conversation import Conversation
@@ -30,17 +28,7 @@ async def create_response(
 ) -> Response:
     """Answer a conversation. Raises ApiError."""
     backend.expect_to_generate(request)
-    conversation = _conversation(request)
-    wanted = await wanted_guide(request)
-    prompt = await asyncio.to_thread(make_prompt, conversation, backend, wanted)
-    job = plan_job(
-        http,
-        request,
-        [prompt.token_ids],
-        backend,
-        guide=prompt.guide or wanted,
-        shows_special_tokens=prompt.shows_special_tokens,
-    )
+    prompt, job = await plan_chat(http, request, _conversation(request), backend)
     form = ResponseFormat(request, prompt, backend)
     return await answer(http, job, form, backend, metrics)
 

@@ -6,13 +6,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import msgspec
 from msgspec import structs
 
 from sliceserve.api.answering import Chunks, Job
 from sliceserve.api.backend import Backend
 from sliceserve.api.conversation import AnswerReader, ChatPrompt
 from sliceserve.api.errors import ApiError, as_api_error
+from sliceserve.api.event_stream import encode_event
 from sliceserve.api.logprobs import chat_logprobs
 from sliceserve.api.protocol import ResponsesRequest
 from sliceserve.api.protocol.parts import Part
@@ -175,6 +175,5 @@ def _usage(usage: Usage) -> ResponseUsage:
 
 
 def _encode(event: Event, number: int) -> bytes:
-    name = event.__struct_config__.tag
-    body = msgspec.json.encode(structs.replace(event, sequence_number=number))
-    return b"event: %b\ndata: %b\n\n" % (str(name).encode(), body)
+    name = str(event.__struct_config__.tag)
+    return encode_event(structs.replace(event, sequence_number=number), name)
