@@ -48,6 +48,7 @@ class SettingOption:
     panel: str
 
 
+@functools.cache
 def options_of(cls: type[Any]) -> dict[str, SettingOption]:
     """The options that a class of settings offers, by the names of their parameters, in the order
     of `--help`."""
