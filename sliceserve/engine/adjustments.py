@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Sequence
 import numpy as np
 import torch
 
-from sliceserve.scheduler.errors import SchedulerError
+from sliceserve.scheduler.errors import expect_live
 from sliceserve.scheduler.plan import ScheduledRequest
 
 
@@ -38,9 +38,7 @@ class Adjustments:
 
     def check(self, live: Container[str]) -> None:
         """Raise SchedulerError if anything is kept of requests that are not ``live``."""
-        strays = [request_id for request_id in self._histories if request_id not in live]
-        if strays:
-            raise SchedulerError(f"token counts of requests that have ended are kept: {strays}")
+        expect_live("token counts", self._histories, live)
 
     def _add_biases(self, logits: torch.Tensor, requests: Sequence[ScheduledRequest]) -> None:
         biases = [

@@ -12,7 +12,7 @@ import torch
 
 from sliceserve.engine.grammars import Grammar
 from sliceserve.guides import load_llguidance, one_line
-from sliceserve.scheduler.errors import SchedulerError
+from sliceserve.scheduler.errors import expect_live
 from sliceserve.scheduler.plan import ScheduledRequest
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ class Guides:
 
     def check(self, live: Container[str]) -> None:
         """Raise SchedulerError if anything is kept of requests that are not ``live``."""
-        strays = [request_id for request_id in self._followers if request_id not in live]
-        if strays:
-            raise SchedulerError(f"requests that have ended still follow grammars: {strays}")
+        expect_live("grammars", self._followers, live)
 
     def apply(self, logits: torch.Tensor, requests: Sequence[ScheduledRequest]) -> None:
         """Set to −∞ what grammars do not allow in ``logits`` (B, vocab) float32; row i is for the

@@ -5,7 +5,7 @@ from collections.abc import Container, Sequence
 import torch
 
 from sliceserve.codec.base import Run
-from sliceserve.scheduler.errors import SchedulerError
+from sliceserve.scheduler.errors import SchedulerError, expect_live
 from sliceserve.scheduler.plan import ScheduledRequest
 
 State = torch.Tensor | None
@@ -48,9 +48,8 @@ class DecodedStates:
         self._kept.pop(request_id, None)
 
     def check(self, live: Container[str]) -> None:
-        """Raise SchedulerError if a state is kept of a request that is not ``live``."""
-        if dead := [request_id for request_id in self._kept if request_id not in live]:
-            raise SchedulerError(f"states are kept of requests that are gone: {dead}")
+        """Raise SchedulerError if anything is kept of requests that are not ``live``."""
+        expect_live("decoded states", self._kept, live)
 
     def _before(self, request: ScheduledRequest, start: int) -> State:
         if start == 0:

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable
 
 from sliceserve.engine.distribution import Distribution
 from sliceserve.engine.messages import PathStats, TokenTimes
-from sliceserve.scheduler.errors import SchedulerError
+from sliceserve.scheduler.errors import expect_live
 from sliceserve.scheduler.plan import ScheduledRequest
 from sliceserve.scheduler.request import Request
 
@@ -120,9 +120,8 @@ class Timekeeper:
         stats.inference_seconds.add(course.last_token_at - course.began_at)
 
     def check(self, live: Container[str]) -> None:
-        """Raise SchedulerError if any request is followed that is not ``live``."""
-        if strays := [name for name in self._courses if name not in live]:
-            raise SchedulerError(f"times are kept of requests that have ended: {strays}")
+        """Raise SchedulerError if anything is kept of requests that are not ``live``."""
+        expect_live("times", self._courses, live)
 
     def _count(self, request: Request, course: _Course, times: TokenTimes, now: float) -> None:
         course.last_token_at = now

@@ -154,6 +154,6 @@ def test_a_gap_between_states_is_an_error(make_engine, codec):
     step(0)
     with pytest.raises(SchedulerError, match=r"at position 2.*position 1"):
         step(2)
-    with pytest.raises(SchedulerError, match="gone"):
+    with pytest.raises(SchedulerError, match="have ended"):
         tail.check()
     tail._runner.forget("a")
