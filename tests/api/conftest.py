@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 
+import openai
 import pytest
 import torch
 from api_fakes import FakeEngine
@@ -89,7 +90,7 @@ def fake(tokenizer):
 @pytest.fixture
 async def make_engine(model_path):
     """Makes engines over layers of the tiny model, each in a thread."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(stop=None, **scheduler):
@@ -187,3 +188,20 @@ def eventually():
             await asyncio.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture
+async def client_of():
+    """Makes OpenAI's clients of served apps."""
+    clients = []
+
+    def make(served, api_key="none"):
+        client = openai.AsyncOpenAI(
+            base_url=f"{served.url}/v1", api_key=api_key, max_retries=0, timeout=30
+        )
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        await client.close()

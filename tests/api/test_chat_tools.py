@@ -2,7 +2,6 @@
 
 import json
 
-import openai
 import pytest
 from asgi_client import asgi_client
 
@@ -28,30 +27,13 @@ CHAT = {"model": "tiny", "messages": HI}
 
 
 @pytest.fixture
-async def client_of(serve):
-    clients = []
-
-    async def make(engine):
-        served = await serve(engine)
-        client = openai.AsyncOpenAI(
-            base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=30
-        )
-        clients.append(client)
-        return client
-
-    yield make
-    for client in clients:
-        await client.close()
-
-
-@pytest.fixture
 async def plain(backend_of, fake):
     async with asgi_client(backend_of(fake("ok", max_model_len=4096))) as client:
         yield client
 
 
-async def test_calls_come_back_whole(fake, client_of):
-    client = await client_of(fake(CALLS, max_model_len=4096))
+async def test_calls_come_back_whole(serve, fake, client_of):
+    client = client_of(await serve(fake(CALLS, max_model_len=4096)))
     answer = await client.chat.completions.create(**CHAT, tools=TOOLS, n=2, logprobs=True)
     for choice in answer.choices:
         assert choice.finish_reason == "tool_calls"
@@ -66,16 +48,16 @@ async def test_calls_come_back_whole(fake, client_of):
     assert len(ids) == 4
 
 
-async def test_an_answer_of_calls_alone_has_no_content(fake, client_of):
-    client = await client_of(fake(CALLS.removeprefix("Look:"), max_model_len=4096))
+async def test_an_answer_of_calls_alone_has_no_content(serve, fake, client_of):
+    client = client_of(await serve(fake(CALLS.removeprefix("Look:"), max_model_len=4096)))
     answer = await client.chat.completions.create(**CHAT, tools=TOOLS)
     assert answer.choices[0].message.content is None
     assert len(answer.choices[0].message.tool_calls) == 2
 
 
 @pytest.mark.parametrize("logprobs", [False, True])
-async def test_calls_stream_as_openai_streams_them(fake, client_of, logprobs):
-    client = await client_of(fake(CALLS, max_model_len=4096))
+async def test_calls_stream_as_openai_streams_them(serve, fake, client_of, logprobs):
+    client = client_of(await serve(fake(CALLS, max_model_len=4096)))
     stream = await client.chat.completions.create(
         **CHAT,
         tools=TOOLS,
@@ -112,8 +94,8 @@ async def test_calls_stream_as_openai_streams_them(fake, client_of, logprobs):
     assert usage.completion_tokens == 2 * (len(CALLS.encode()) + 1)
 
 
-async def test_a_call_that_breaks_off_ends_with_length(fake, client_of):
-    client = await client_of(fake(CALLS, max_model_len=4096))
+async def test_a_call_that_breaks_off_ends_with_length(serve, fake, client_of):
+    client = client_of(await serve(fake(CALLS, max_model_len=4096)))
     answer = await client.chat.completions.create(**CHAT, tools=TOOLS, max_tokens=60)
     choice = answer.choices[0]
     assert choice.finish_reason == "length"
@@ -121,9 +103,9 @@ async def test_a_call_that_breaks_off_ends_with_length(fake, client_of):
 
 
 @pytest.mark.parametrize("choice", [{}, {"tools": TOOLS, "tool_choice": "none"}])
-async def test_without_tools_text_is_text(fake, client_of, choice):
+async def test_without_tools_text_is_text(serve, fake, client_of, choice):
     engine = fake(CALLS, max_model_len=4096)
-    client = await client_of(engine)
+    client = client_of(await serve(engine))
     answer = await client.chat.completions.create(**CHAT, **choice)
     assert answer.choices[0].message.content == CALLS
     assert answer.choices[0].finish_reason == "stop"
@@ -131,8 +113,8 @@ async def test_without_tools_text_is_text(fake, client_of, choice):
     assert engine.sent(Open)[0].num_prompt == 21
 
 
-async def test_only_functions_that_may_be_called_are(fake, client_of):
-    client = await client_of(fake(CALLS, max_model_len=4096))
+async def test_only_functions_that_may_be_called_are(serve, fake, client_of):
+    client = client_of(await serve(fake(CALLS, max_model_len=4096)))
     allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "get_time"}}]}
     answer = await client.chat.completions.create(
         **CHAT, tools=TOOLS, tool_choice={"type": "allowed_tools", "allowed_tools": allowed}
@@ -153,16 +135,18 @@ async def test_only_functions_that_may_be_called_are(fake, client_of):
         ({"tool_choice": "none"}, False),
     ],
 )
-async def test_calls_are_guided_where_something_was_promised(fake, client_of, change, has_guide):
+async def test_calls_are_guided_where_something_was_promised(
+    serve, fake, client_of, change, has_guide
+):
     engine = fake("ok", max_model_len=4096)
-    client = await client_of(engine)
+    client = client_of(await serve(engine))
     await client.chat.completions.create(**{**CHAT, "tools": TOOLS, **change})
     assert (engine.sent(Open)[0].sampling.guide is not None) == has_guide
 
 
-async def test_a_template_without_tools_gets_them_in_words(fake, client_of, tokenizer):
+async def test_a_template_without_tools_gets_them_in_words(serve, fake, client_of, tokenizer):
     engine = fake("ok", max_model_len=4096)
-    client = await client_of(engine)
+    client = client_of(await serve(engine))
     call = {"id": "1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
     await client.chat.completions.create(
         model="tiny",

@@ -10,22 +10,6 @@ import pytest
 from sliceserve.engine.messages import Cancel, Open
 
 
-@pytest.fixture
-async def client_of():
-    clients = []
-
-    def make(served, api_key="none"):
-        client = openai.AsyncOpenAI(
-            base_url=f"{served.url}/v1", api_key=api_key, max_retries=0, timeout=30
-        )
-        clients.append(client)
-        return client
-
-    yield make
-    for client in clients:
-        await client.close()
-
-
 async def test_chat_answers_with_text_reason_and_usage(serve, fake, client_of):
     served = await serve(fake("Hello, world"))
     answer = await client_of(served).chat.completions.create(

@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import openai
 import pydantic
 import pytest
 from asgi_client import asgi_client
@@ -12,22 +11,6 @@ from openai.types.responses import Response
 from sliceserve.engine.messages import Cancel, Open
 
 ASK = {"model": "tiny", "input": "Hi"}
-
-
-@pytest.fixture
-async def client_of():
-    clients = []
-
-    def make(served):
-        client = openai.AsyncOpenAI(
-            base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=30
-        )
-        clients.append(client)
-        return client
-
-    yield make
-    for client in clients:
-        await client.close()
 
 
 @pytest.fixture

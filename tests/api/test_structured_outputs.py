@@ -57,20 +57,6 @@ WISHES = [
 ]
 
 
-@pytest.fixture
-async def client_of():
-    clients = []
-
-    def make(served):
-        made = openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-        clients.append(made)
-        return made
-
-    yield make
-    for client in clients:
-        await client.close()
-
-
 async def chat(client, stream=False, **wish):
     """The content of an answer, and why it ended."""
     answer = await client.chat.completions.create(

@@ -7,6 +7,8 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from sliceserve.client.profiles import FetchProfile
 from sliceserve.client.session import SplitSession
 from sliceserve.configs import Patience, SamplingParams
@@ -48,6 +50,24 @@ def answer(prompt: list[int], sampling: SamplingParams) -> list[int]:
         outputs.append(next_token(packets, sampling.seed))
         packets.append(packet(len(packets), outputs[-1]))
     return outputs
+
+
+def welcome(**changes: Any) -> wire.Welcome:
+    """What a server that has the scripted model says first."""
+    limits = wire.Welcome(
+        protocol=wire.PROTOCOL_VERSION,
+        cut=CUT,
+        codec=CODEC,
+        model="scripted",
+        num_layers=10,
+        max_model_len=100,
+        max_requests=8,
+        max_frame_tokens=8,
+        max_frame_bytes=1 << 16,
+        resume_token="secret",
+        resume_timeout_s=60.0,
+    )
+    return msgspec.structs.replace(limits, **changes)
 
 
 class ScriptedHead(EngineStreams):
@@ -246,19 +266,13 @@ class ScriptedServer:
                 self.sessions.pop(token, None)
 
     def _welcome(self, hello: wire.Hello, token: str) -> wire.Welcome:
-        return wire.Welcome(
+        return welcome(
             protocol=hello.protocol,
             cut=CUT if hello.cut is None else hello.cut,
             codec=hello.codec,
             profile=self.profile,
-            model="scripted",
-            num_layers=10,
-            max_model_len=100,
-            max_requests=8,
             max_frame_tokens=self.max_frame_tokens,
-            max_frame_bytes=1 << 16,
             resume_token=token,
-            resume_timeout_s=60.0,
             block_size=self.block_size,
         )
 

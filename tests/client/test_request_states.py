@@ -1,6 +1,5 @@
 """One request of the client against servers that hold, forget and want whatever they may."""
 
-import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,27 +10,14 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from split_peers import packet
+from split_peers import packet, welcome
 
 from sliceserve.client.errors import RequestFailed
 from sliceserve.client.request import SplitRequest
 from sliceserve.client.stats import RequestStats
 from sliceserve.configs import SamplingParams
 from sliceserve.scheduler.prefix import block_digests
-from sliceserve.transport.messages import Token, Welcome
-
-WELCOME = Welcome(
-    cut=3,
-    codec="scripted/1",
-    model="scripted",
-    num_layers=10,
-    max_model_len=100,
-    max_requests=8,
-    max_frame_tokens=3,
-    max_frame_bytes=1 << 16,
-    resume_token="secret",
-    resume_timeout_s=60.0,
-)
+from sliceserve.transport.messages import Token
 
 
 class OneRequest(RuleBasedStateMachine):
@@ -43,7 +29,7 @@ class OneRequest(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 3, 5, 0]),
     )
     def start(self, num_prompt, share_kept, block_size):
-        self.limits = msgspec.structs.replace(WELCOME, block_size=block_size)
+        self.limits = welcome(max_frame_tokens=3, block_size=block_size)
         self.prompt = list(range(num_prompt))
         self.stats = RequestStats()
         self.request = SplitRequest(

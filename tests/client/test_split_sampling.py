@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import torch
 from msgspec.structs import replace
+from split_peers import welcome
 from split_server import split_server
 
 from sliceserve.api import split
@@ -16,11 +17,9 @@ from sliceserve.configs.codec import CalibratedConfig, CodecConfig
 from sliceserve.engine.generation import ThinGenerator
 from sliceserve.scheduler.plan import PromptLogprob
 from sliceserve.transport.messages import (
-    PROTOCOL_VERSION,
     PromptLogprobs,
     PromptToken,
     Token,
-    Welcome,
 )
 from sliceserve.transport.proxy import ShapingProxy
 
@@ -35,22 +34,6 @@ SAMPLING = SamplingParams(
     repetition_penalty=1.2,
     min_tokens=12,
     prompt_logprobs=2,
-)
-
-
-WELCOME = Welcome(
-    protocol=PROTOCOL_VERSION,
-    cut=3,
-    codec="scripted/1",
-    model="scripted",
-    num_layers=10,
-    max_model_len=100,
-    max_requests=8,
-    max_frame_tokens=3,
-    max_frame_bytes=1 << 16,
-    resume_token="secret",
-    resume_timeout_s=60.0,
-    block_size=1,
 )
 
 
@@ -131,7 +114,7 @@ def request_of():
     def make(sampling):
         request = SplitRequest(1, PROMPT, sampling, RequestStats(), 0.0)
         request.begin([b""] * len(PROMPT))
-        opening = request.next_message(WELCOME, 0.0)
+        opening = request.next_message(welcome(block_size=1), 0.0)
         assert opening.prompt_ids == (PROMPT if sampling.needs_prompt else [])
         request.open(len(PROMPT), 64, 0.0)
         return request

@@ -1,7 +1,7 @@
 """What a client tells its server of where the time of tokens went."""
 
 import pytest
-from split_peers import Pair, ScriptedServer
+from split_peers import Pair, ScriptedServer, welcome
 
 from sliceserve.client.request import SplitRequest
 from sliceserve.client.stats import RequestStats, TokenParts
@@ -64,18 +64,7 @@ def token(position, times=None):
     ],
 )
 def test_what_is_not_the_servers_was_the_links(times, link_s, queue_s, tail_s, sample_s):
-    limits = wire.Welcome(
-        cut=3,
-        codec="scripted/1",
-        model="scripted",
-        num_layers=10,
-        max_model_len=100,
-        max_requests=8,
-        max_frame_tokens=8,
-        max_frame_bytes=1 << 16,
-        resume_token="secret",
-        resume_timeout_s=60.0,
-    )
+    limits = welcome()
     stats = RequestStats()
     request = SplitRequest(1, [5], TEN, stats, 0.0)
     request.begin([])
