@@ -147,30 +147,23 @@ class BlockManager:
         """Of packets that are kept in cached blocks that nobody holds."""
         return 0 if self._cache is None else self._cache.packet_bytes
 
-    def can_grow(self, request: Request, num_tokens: int) -> bool:
-        """Whether there are free blocks for positions below ``num_tokens``."""
+    def grow(self, request: Request, num_tokens: int) -> bool:
+        """Extend the request's block tables over positions below ``num_tokens``, in all of its
+        segments. False, having changed nothing, if there are not enough free blocks."""
         num_missing = self._num_missing(request, num_tokens)
         if num_missing <= 0:
             return True
-        for i in range(self._lowest_segment(request.entry_layer), len(self.segments)):
+        grown = range(self._lowest_segment(request.entry_layer), len(self.pools))
+        for i in grown:
             # Mostly there are free ones, and nobody needs to ask what could be evicted.
             if self.pools[i].num_free < num_missing and self._num_available(i) < num_missing:
                 return False
-        return True
-
-    def grow(self, request: Request, num_tokens: int) -> None:
-        """Extend the request's block tables over positions below ``num_tokens``, in all of its
-        segments. Raises SchedulerError, having changed nothing, unless ``can_grow``."""
-        num_missing = self._num_missing(request, num_tokens)
-        if num_missing <= 0:
-            return
-        if not self.can_grow(request, num_tokens):
-            raise SchedulerError(f"no {num_missing} free blocks for request {request.request_id}")
         tables = self._tables(request)
-        for i in range(self._lowest_segment(request.entry_layer), len(self.segments)):
+        for i in grown:
             if self.pools[i].num_free < num_missing:
                 self._evict(i, num_missing)
             tables[i] += self.pools[i].allocate(num_missing)
+        return True
 
     def recall(self, request: Request, digests: Sequence[bytes]) -> None:
         """See ``PrefixCache.recall``."""

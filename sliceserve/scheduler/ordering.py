@@ -1,32 +1,51 @@
 """Orders that requests stand in."""
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Protocol
+from itertools import islice
 
 from sliceserve.scheduler.request import Rank, Request
 from sliceserve.scheduler.step import Step
 
 
-class Queue(Protocol):
+class Queue(ABC):
     """A set of requests, one of which is next. ``first`` may change with every call. None is added
     that is in it."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __contains__(self, request: Request) -> bool: ...
 
+    @abstractmethod
     def add(self, request: Request) -> None: ...
 
+    @abstractmethod
     def discard(self, request: Request) -> bool:
         """Remove the request if it is here; say whether it was."""
-        ...
 
+    @abstractmethod
     def first(self) -> Request | None: ...
 
+    def each(self, step: Step) -> Iterator[Request]:
+        """The first, again and again, while ``step`` has room.
 
-class ByRank:
+        Whoever takes one removes it from the queue. One that is left where it was did not fit, and
+        nobody passes it.
+        """
+        left = None
+        while step.num_rows > 0 and step.num_slots > 0:
+            request = self.first()
+            if request is None or request is left:
+                return
+            yield request
+            left = request
+
+
+class ByRank(Queue):
     """Sorted by rank.
 
     Adding and removing cost a binary search and one move of pointers: microseconds at 10,000
@@ -62,7 +81,7 @@ class ByRank:
             yield self._requests[rank]
 
 
-class Rotation:
+class Rotation(Queue):
     """In the order of adding: who has been served joins again at the end."""
 
     def __init__(self) -> None:
@@ -81,22 +100,16 @@ class Rotation:
         return self._requests.pop(request.request_id, None) is not None
 
     def first(self) -> Request | None:
-        for request in self._requests.values():
-            return request
-        return None
+        return next(iter(self._requests.values()), None)
 
-
-def each(queue: Queue, step: Step) -> Iterator[Request]:
-    """The first of ``queue``, again and again, while ``step`` has room.
-
-    Whoever takes one removes it from the queue. One that is left where it was did not fit, and
-    nobody passes it.
-    """
-    left = None
-    first = queue.first
-    while step.num_rows > 0 and step.num_slots > 0:
-        request = first()
-        if request is None or request is left:
-            return
-        yield request
-        left = request
+    def each(self, step: Step) -> Iterator[Request]:
+        # Nobody joins while a step is filled, so all turns can be looked up at once, which takes a
+        # quarter of the time. Some may be preempted before theirs comes.
+        turns = list(islice(self._requests.values(), max(0, step.num_slots)))
+        for request in turns:
+            if step.num_rows <= 0 or step.num_slots <= 0:
+                return
+            if request.queue is self:
+                yield request
+                if request.queue is self:
+                    return

@@ -36,7 +36,6 @@ def extend_digests(
 def _as_bytes(block: "Sequence[int] | Sequence[bytes]") -> bytes:
     if isinstance(block[0], int):
         return struct.pack(f"<{len(block)}I", *block)
-    pieces: list[bytes] = []
-    for packet in cast("Sequence[bytes]", block):
-        pieces += (_LENGTH.pack(len(packet)), packet)
-    return b"".join(pieces)
+    packets = cast("Sequence[bytes]", block)
+    pack = _LENGTH.pack
+    return b"".join([piece for packet in packets for piece in (pack(len(packet)), packet)])

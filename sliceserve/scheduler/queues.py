@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from sliceserve.scheduler.ordering import each
 from sliceserve.scheduler.policies.policy import Policy
 from sliceserve.scheduler.request import Request
 from sliceserve.scheduler.step import Step
@@ -46,13 +45,14 @@ class Queues:
         if num_pending == 0:
             self.policy.rest(request)
             return
-        self.policy.wake(request)
+        policy = self.policy
+        policy.wake(request)
         if not request.holds_blocks:
-            queue = self.policy.waiting
+            queue = policy.waiting
         elif num_pending == 1:
-            queue = self.policy.decodes
+            queue = policy.decodes
         else:
-            queue = self.policy.prefills
+            queue = policy.prefills
         queue.add(request)
         request.queue = queue
 
@@ -63,7 +63,9 @@ class Queues:
 
     def choose(self, request: Request, step: Step) -> None:
         """Move the request from its queue into the step."""
-        self.discard(request)
+        if (queue := request.queue) is not None:
+            queue.discard(request)
+            request.queue = None
         num_rows = step.choose(request)
         self.policy.charge(request, request.num_computed + num_rows)
 
@@ -77,7 +79,7 @@ class Queues:
         self._kept_last = not self._kept_last and bool(policy.prefills or policy.waiting)
         if self._kept_last:
             step.keep(max(1, step.num_rows // KEPT_SHARE), max(1, step.num_slots // KEPT_SHARE))
-        yield from each(policy.decodes, step)
+        yield from policy.decodes.each(step)
         step.keep(0, 0)
         yield from policy.longer_work(step)
-        yield from each(policy.decodes, step)
+        yield from policy.decodes.each(step)

@@ -1,5 +1,6 @@
 """What the scheduler tells of its steps and of itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -17,8 +18,8 @@ class Progress(msgspec.Struct, frozen=True, gc=False):
     request: Request
     start: int
     token: SampledToken | None = None
-    packets: list[bytes] = []
-    prompt_logprobs: list[PromptLogprob] = []
+    packets: Sequence[bytes] = ()
+    prompt_logprobs: Sequence[PromptLogprob] = ()
     seconds: float = 0.0
     finish_reason: FinishReason | None = None
 

@@ -189,11 +189,12 @@ class Scheduler:
         if self._step.chosen:
             raise SchedulerError("the step before this one has not been updated")
         step = self._step = Step(self._num_rows(), self._config.max_requests_per_step)
+        covers, choose = self.blocks.covers, self._queues.choose
         for request in self._queues.candidates(step):
             # A decode within its last block needs no other, nor could one in the cache follow.
             is_decode = len(request.inputs) - request.num_computed == 1
-            if (is_decode and self.blocks.covers(request)) or self._find(request):
-                self._queues.choose(request, step)
+            if (is_decode and covers(request)) or self._find(request):
+                choose(request, step)
         if not step.chosen:
             return None
         scheduled = [_scheduled(request, num_rows) for request, num_rows in step.chosen.values()]
@@ -221,25 +222,23 @@ class Scheduler:
         self, request: Request, scheduled: ScheduledRequest, output: StepOutput
     ) -> Progress:
         request_id = request.request_id
-        start = scheduled.start
-        stop = request.num_computed = start + len(scheduled.inputs)
+        stop = request.num_computed = scheduled.start + len(scheduled.inputs)
         if request.num_reached < request.num_prompt:
             self._count_reached(request)
+        start = stop
         token: SampledToken | None = None
-        packets: list[bytes] = []
-        scored: list[PromptLogprob] = []
         finish_reason: FinishReason | None = None
+        packets: Sequence[bytes] = ()
+        scored: Sequence[PromptLogprob] = ()
         if request.is_head:
-            start = max(start, request.num_emitted)
+            start = max(scheduled.start, request.num_emitted)
             packets = self._emit(request, start, stop, output)
-        else:
-            start = stop
-            if scheduled.scoring is not None:
-                scored = output.scored[request_id]
-                request.num_scored += len(scored)
-            if scheduled.sampling is not None:
-                token = self._sampled(request, output)
-                finish_reason = self._finish_reason(request, token.token_id)
+        elif scheduled.sampling is not None:
+            token = self._sampled(request, output)
+            finish_reason = self._finish_reason(request, token.token_id)
+        if scheduled.scoring is not None:
+            scored = output.scored[request_id]
+            request.num_scored += len(scored)
         if request.num_computed // self.blocks.block_size > len(request.cached_blocks):
             # Of a head's rows, only those that were coded in this step left a state behind.
             self.blocks.store(request, scheduled.num_emitted)
@@ -263,9 +262,12 @@ class Scheduler:
         return packets
 
     def _sampled(self, request: Request, output: StepOutput) -> SampledToken:
-        token = output.sampled.get(request.request_id)
-        if token is None:
-            raise SchedulerError(f"no token was sampled for request {request.request_id}")
+        try:
+            token = output.sampled[request.request_id]
+        except KeyError:
+            raise SchedulerError(
+                f"no token was sampled for request {request.request_id}"
+            ) from None
         request.outputs.append(token.token_id)
         if request.entry_layer == 0:
             request.inputs.append(token.token_id)
@@ -287,32 +289,25 @@ class Scheduler:
         return None
 
     def _find(self, request: Request) -> bool:
-        """Find blocks for all that the request knows, cached ones first; without them it holds
-        none."""
+        """Find blocks for all that the request knows: cached ones first, free ones, and if that is
+        not enough those of later ranks. False if even that cannot help; it holds none then."""
         is_waiting = not request.holds_blocks
         # One row at least is computed, so that there is news of the request. What a head has not
         # sent yet it encodes: cached packets are told of when it is opened, never later.
         last = request.num_known - 1
         self._adopt(request, min(last, request.num_emitted) if request.is_head else last)
-        if self._make_room(request):
-            self.blocks.grow(request, request.num_known)
+        if self.blocks.grow(request, request.num_known):
             return True
+        victims = self.blocks.find_victims(request, request.num_known)
+        if victims is not None:
+            for victim in victims:
+                self._preempt(victim)
+            return self.blocks.grow(request, request.num_known)
         if is_waiting:
             self._give_up_blocks(request)
         else:
             self._preempt(request)
         return False
-
-    def _make_room(self, request: Request) -> bool:
-        """Preempt later ranks if blocks are missing; False, and nobody, if that cannot help."""
-        if self.blocks.can_grow(request, request.num_known):
-            return True
-        victims = self.blocks.find_victims(request, request.num_known)
-        if victims is None:
-            return False
-        for victim in victims:
-            self._preempt(victim)
-        return True
 
     def _preempt(self, request: Request) -> None:
         self._step.drop(request)

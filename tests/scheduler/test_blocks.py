@@ -94,13 +94,11 @@ def test_growth_follows_the_block_size(num_tokens: int, expected: int) -> None:
 def test_growth_is_all_segments_or_none() -> None:
     manager = make_manager(4, 1, 4)
     request = make_request(0)
-    manager.grow(request, 4)
-    assert not manager.can_grow(request, 5)
-    with pytest.raises(SchedulerError, match="r0"):
-        manager.grow(request, 5)
+    assert manager.grow(request, 4)
+    assert not manager.grow(request, 5)
     assert [len(table) for table in request.block_tables] == [1, 1, 1]
     manager.check([request])
-    assert manager.can_grow(make_request(1, entry_layer=15), 12)
+    assert manager.grow(make_request(1, entry_layer=15), 12)
 
 
 def test_capacity_is_that_of_the_smallest_pool_above_the_entry() -> None:

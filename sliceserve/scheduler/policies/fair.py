@@ -156,7 +156,7 @@ class _LowestCounter:
         return None
 
 
-class _ByTenant:
+class _ByTenant(Queue):
     """A queue for each tenant; the first of the tenant with the lowest counter is first."""
 
     def __init__(self, tenants: dict[str, Tenant], make_queue: Callable[[], Queue]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from sliceserve.configs import SchedulerConfig
-from sliceserve.scheduler.ordering import ByRank, Queue, Rotation, each
+from sliceserve.scheduler.ordering import ByRank, Queue, Rotation
 from sliceserve.scheduler.request import Rank, Request
 from sliceserve.scheduler.step import Step
 
@@ -37,8 +37,8 @@ class Policy:
 
     def longer_work(self, step: Step) -> Iterator[Request]:
         """Prefills and waiting requests to serve next, while ``step`` has room."""
-        yield from each(self.prefills, step)
-        yield from each(self.waiting, step)
+        yield from self.prefills.each(step)
+        yield from self.waiting.each(step)
 
     def wake(self, request: Request) -> None:
         """The request has pending tokens; it may have had some before."""

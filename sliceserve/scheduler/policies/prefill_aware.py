@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from sliceserve.configs import SchedulerConfig
-from sliceserve.scheduler.ordering import ByRank, each
+from sliceserve.scheduler.ordering import ByRank, Queue
 from sliceserve.scheduler.policies.policy import Policy
 from sliceserve.scheduler.request import Request
 from sliceserve.scheduler.step import Step
@@ -40,21 +40,21 @@ class PrefillAware(Policy):
         has_long = self._held.long or self._new.long
         self._num_passed = self._num_passed + 1 if has_long else 0
         if self._num_passed <= PATIENCE:
-            yield from each(self._held.short, step)
-            yield from each(self._new.short, step)
+            yield from self._held.short.each(step)
+            yield from self._new.short.each(step)
             yield from self._long_work(step)
             return
         yield from self._long_work(step)
-        yield from each(self._held.short, step)
+        yield from self._held.short.each(step)
         if self._num_passed == 0:
-            yield from each(self._new.short, step)
+            yield from self._new.short.each(step)
 
     def _long_work(self, step: Step) -> Iterator[Request]:
         if step.chosen or self.decodes or self._held.short or self._new.short:
             most = max(1, int(self._long_share * step.size))
             step.keep(max(0, step.num_rows - most), 0)
-        yield from each(self._held.long, step)
-        yield from each(self._new.long, step)
+        yield from self._held.long.each(step)
+        yield from self._new.long.each(step)
         step.keep(0, 0)
 
     def charge(self, request: Request, stop: int) -> None:
@@ -62,7 +62,7 @@ class PrefillAware(Policy):
             self._num_passed = 0
 
 
-class _ByLength:
+class _ByLength(Queue):
     """By rank, the short before the long."""
 
     def __init__(self, threshold: int) -> None:

@@ -3,6 +3,7 @@
 import heapq
 
 from sliceserve.configs import SchedulerConfig
+from sliceserve.scheduler.ordering import Queue
 from sliceserve.scheduler.policies.policy import ARRIVALS_PER_LEVEL, Policy
 from sliceserve.scheduler.request import Rank, Request
 
@@ -32,7 +33,7 @@ class Priority(Policy):
         return (arrival + _head_start(request), arrival)
 
 
-class _UrgentRotation:
+class _UrgentRotation(Queue):
     """As a rotation, with a place for each turn and a head start for the urgent."""
 
     def __init__(self) -> None:
