@@ -72,6 +72,23 @@ COMPLETION_LOGPROBS = record(
 )
 
 
+# vLLM's. For each token of the prompt it and the likeliest, by token id; nothing of the first.
+PROMPT_LOGPROBS = list_of(
+    nullable(
+        {
+            "type": "object",
+            "patternProperties": {
+                "^[0-9]+$": record(
+                    {"logprob": LOGPROB, "rank": INTEGER, "decoded_token": STRING},
+                )
+            },
+            "additionalProperties": False,
+            "minProperties": 1,
+        }
+    )
+)
+
+
 def completion(finish_reason: Schema) -> Schema:
     choice = record(
         {
@@ -80,8 +97,7 @@ def completion(finish_reason: Schema) -> Schema:
             "logprobs": nullable(COMPLETION_LOGPROBS),
             "finish_reason": finish_reason,
         },
-        # vLLM's.
-        {"stop_reason": {}, "prompt_logprobs": {}, "token_ids": {}, "prompt_token_ids": {}},
+        {"prompt_logprobs": PROMPT_LOGPROBS},
     )
     return record(
         {**ANSWER, "object": one_of("text_completion"), "choices": list_of(choice)},
@@ -125,12 +141,11 @@ CHAT_COMPLETION = record(
                     "logprobs": nullable(CHAT_LOGPROBS),
                     "finish_reason": CHAT_FINISHED,
                 },
-                {"stop_reason": {}, "token_ids": {}},
             )
         ),
         "usage": USAGE,
     },
-    {"service_tier": nullable(STRING), "prompt_logprobs": {}, "prompt_token_ids": {}},
+    {"service_tier": nullable(STRING), "prompt_logprobs": PROMPT_LOGPROBS},
 )
 DELTA = record(
     {},
@@ -158,7 +173,7 @@ CHAT_CHUNK = record(
         "choices": list_of(
             record(
                 {"index": COUNT, "delta": DELTA, "finish_reason": nullable(CHAT_FINISHED)},
-                {"logprobs": nullable(CHAT_LOGPROBS), "stop_reason": {}, "token_ids": {}},
+                {"logprobs": nullable(CHAT_LOGPROBS)},
             )
         ),
     },
