@@ -1,7 +1,6 @@
 """The HTTP application: the same for a server and for a gateway on the device."""
 
 import asyncio
-from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -91,13 +90,13 @@ def _add_openai_routes(app: FastAPI, backend: Backend, metrics: Metrics) -> None
     cards = ModelCards(backend)
 
     @app.get("/v1/models", response_model=None)
-    async def list_models() -> Response:
-        return as_json(cards.all)
+    async def list_models(http: Request) -> Response:
+        return as_json(cards.all(account_of(http)))
 
     # Hub names have a slash in them.
     @app.get("/v1/models/{name:path}", response_model=None)
-    async def retrieve_model(name: str) -> Response:
-        return as_json(cards.one(name))
+    async def retrieve_model(http: Request, name: str) -> Response:
+        return as_json(cards.one(name, account_of(http)))
 
     @app.post("/v1/completions", response_model=None)
     async def completions(http: Request, request: CompletionRequest) -> Response:
@@ -114,12 +113,12 @@ def _add_openai_routes(app: FastAPI, backend: Backend, metrics: Metrics) -> None
 
 def _add_tokenizer_routes(app: FastAPI, backend: Backend) -> None:
     @app.post("/tokenize", response_model=None)
-    async def tokenize_prompt(request: TokenizeRequest) -> Response:
-        return await tokenize(request, backend)
+    async def tokenize_prompt(http: Request, request: TokenizeRequest) -> Response:
+        return await tokenize(http, request, backend)
 
     @app.post("/detokenize", response_model=None)
-    async def detokenize_tokens(request: DetokenizeRequest) -> Response:
-        return await detokenize(request, backend)
+    async def detokenize_tokens(http: Request, request: DetokenizeRequest) -> Response:
+        return await detokenize(http, request, backend)
 
     @app.get("/tokenizer_info", response_model=None)
     async def tokenizer_info() -> JSONResponse:
@@ -172,9 +171,9 @@ def _add_status_routes(
 
 
 def _add_split_routes(app: FastAPI, split: SplitEndpoint) -> None:
-    @app.get("/v1/split/info")
-    async def split_info(http: Request) -> dict[str, Any]:
-        return split.describe(account_of(http))
+    @app.get("/v1/split/info", response_model=None)
+    async def split_info(http: Request) -> Response:
+        return as_json(split.describe(account_of(http)))
 
     @app.get("/v1/split/profiles/{digest}", response_model=None)
     async def split_profile(digest: str) -> Response:

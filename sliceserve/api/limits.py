@@ -70,13 +70,16 @@ class Account:
         own = self.tenant.priority
         return wanted if own is None else own + max(0, wanted)
 
+    def may_use(self, model: str) -> bool:
+        return self.tenant.models is None or model in self.tenant.models
+
     def expect_model(self, model: str) -> None:
         """403 for a model that the tenant may not use."""
-        allowed = self.tenant.models
-        if allowed is not None and model not in allowed:
+        if not self.may_use(model):
+            allowed = _listed(self.tenant.models or ())
             raise ApiError(
                 403,
-                f"This key may not use the model '{model}'; it may use {_listed(allowed)}.",
+                f"This key may not use the model '{model}'; it may use {allowed}.",
                 "model_not_allowed",
                 "model",
             )

@@ -3,6 +3,7 @@
 import time
 
 from sliceserve.api.backend import Backend
+from sliceserve.api.limits import Account
 from sliceserve.api.replies import ModelCard, ModelList, ModelPermission
 
 
@@ -14,13 +15,15 @@ class ModelCards:
         created = int(time.time())
         self._cards = {name: _card(name, backend, created) for name in backend.models}
 
-    @property
-    def all(self) -> ModelList:
-        return ModelList(data=list(self._cards.values()))
+    def all(self, account: Account) -> ModelList:
+        """Those that the tenant may use."""
+        names = filter(account.may_use, self._cards)
+        return ModelList(data=[self._cards[name] for name in names])
 
-    def one(self, name: str) -> ModelCard:
-        """Raises ApiError for a model that is not served here."""
+    def one(self, name: str, account: Account) -> ModelCard:
+        """Raises ApiError for a model that is not served here, or not to this tenant."""
         self._backend.expect_model(name)
+        account.expect_model(name)
         return self._cards[name]
 
 

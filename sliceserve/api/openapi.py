@@ -62,15 +62,14 @@ class Answers:
 
 
 _QUESTION = (401, 500)
-_WORK = (400, 401, 404, 413, 429, 500, 503)
-_GENERATION = (*_WORK, 403, 504)
-_OPEN_OBJECT: Schema = {"type": "object"}
+_WORK = (400, 401, 403, 404, 413, 429, 500, 503)
+_GENERATION = (*_WORK, 504)
 _ANSWERS = {
     "/v1/models": Answers(
         summary="The models served here", reply=replies.ModelList, errors=_QUESTION
     ),
     "/v1/models/{name}": Answers(
-        summary="One model", reply=replies.ModelCard, errors=(*_QUESTION, 404)
+        summary="One model", reply=replies.ModelCard, errors=(*_QUESTION, 403, 404)
     ),
     "/v1/completions": Answers(
         summary="Complete one or several prompts",
@@ -107,7 +106,7 @@ _ANSWERS = {
     ),
     "/v1/split/info": Answers(
         summary="What a split client may want to know before it loads a head",
-        reply=_OPEN_OBJECT,
+        reply=replies.SplitInfo,
         errors=_QUESTION,
     ),
     "/v1/split/profiles/{digest}": Answers(

@@ -10,6 +10,8 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from starlette.responses import Response
 
+from sliceserve.engine.messages import ProfileInfo
+
 
 def as_json(reply: Struct) -> Response:
     """The whole answer to a request."""
@@ -192,6 +194,21 @@ class ModelCard(Struct, frozen=True, kw_only=True):
 class ModelList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class SplitInfo(Struct, frozen=True, kw_only=True):
+    """What an engine offers to split clients. ``cuts`` are the layers at which rows may enter;
+    ``thin``: they may also leave all layers to it. ``fingerprint`` is that of the weights."""
+
+    model: str
+    fingerprint: str
+    protocol: int
+    num_layers: int
+    cuts: list[int]
+    codecs: list[str]
+    profiles: list[ProfileInfo]
+    thin: bool
+    max_model_len: int
 
 
 class Tokenized(Struct, frozen=True, kw_only=True):

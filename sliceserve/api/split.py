@@ -6,7 +6,6 @@ import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -16,6 +15,7 @@ from sliceserve.api.gate import account_of
 from sliceserve.api.lifecycle import Lifecycle
 from sliceserve.api.limits import Account
 from sliceserve.api.metrics import Metrics
+from sliceserve.api.replies import SplitInfo
 from sliceserve.api.split_session import Ending, Session, in_wire_words, receive, refuse
 from sliceserve.engine.client import EngineClient
 from sliceserve.engine.messages import EngineInfo
@@ -83,12 +83,14 @@ class SplitEndpoint:
         lifecycle.on_drain(self._announce_drain)
         lifecycle.on_end(self._leave)
 
-    def describe(self, account: Account) -> dict[str, Any]:
+    def describe(self, account: Account) -> SplitInfo:
         """What a client may want to know before it loads a head (GET /v1/split/info)."""
-        description = describe(self._model, self._engine.info)
-        description["cuts"] = [cut for cut in description["cuts"] if account.may_enter(cut)]
-        description["thin"] = description["thin"] and account.may_enter(0)
-        return description
+        info = describe(self._model, self._engine.info)
+        return msgspec.structs.replace(
+            info,
+            cuts=list(filter(account.may_enter, info.cuts)),
+            thin=info.thin and account.may_enter(0),
+        )
 
     def profile_path(self, digest: str) -> Path:
         """The file of a profile that a Welcome may name. Raises ApiError for any other."""
@@ -221,19 +223,19 @@ class SplitEndpoint:
             await asyncio.wait(self._running)
 
 
-def describe(model: str, info: EngineInfo) -> dict[str, Any]:
-    """What an engine offers to split clients, under the name ``model``."""
-    return {
-        "model": model,
-        "fingerprint": info.fingerprint,
-        "protocol": PROTOCOL_VERSION,
-        "num_layers": info.num_layers,
-        "cuts": info.cuts,
-        "codecs": info.codecs,
-        "profiles": [msgspec.structs.asdict(profile) for profile in info.profiles],
-        "thin": info.thin,
-        "max_model_len": info.max_model_len,
-    }
+def describe(model: str, info: EngineInfo) -> SplitInfo:
+    """What an engine offers, under the name ``model``."""
+    return SplitInfo(
+        model=model,
+        fingerprint=info.fingerprint,
+        protocol=PROTOCOL_VERSION,
+        num_layers=info.num_layers,
+        cuts=info.cuts,
+        codecs=info.codecs,
+        profiles=info.profiles,
+        thin=info.thin,
+        max_model_len=info.max_model_len,
+    )
 
 
 def _expect_same_model(hello: Hello, info: EngineInfo) -> None:

@@ -3,19 +3,21 @@
 import asyncio
 from collections.abc import Sequence
 
+from fastapi import Request
 from starlette.responses import Response
 
 from sliceserve.api.backend import Backend
 from sliceserve.api.conversation import render
 from sliceserve.api.errors import invalid
+from sliceserve.api.gate import account_of
 from sliceserve.api.protocol import DetokenizeRequest, TokenizeRequest
 from sliceserve.api.replies import Detokenized, Tokenized, as_json
 from sliceserve.models.tokenizer import Tokenizer
 
 
-async def tokenize(request: TokenizeRequest, backend: Backend) -> Response:
+async def tokenize(http: Request, request: TokenizeRequest, backend: Backend) -> Response:
     """Token ids of a text or a chat. Raises ApiError."""
-    _expect_model(request.model, backend)
+    _expect_model(http, request.model, backend)
     tokenizer = backend.tokenizer
     tokens = await asyncio.to_thread(_token_ids, request, backend)
     return as_json(
@@ -28,9 +30,9 @@ async def tokenize(request: TokenizeRequest, backend: Backend) -> Response:
     )
 
 
-async def detokenize(request: DetokenizeRequest, backend: Backend) -> Response:
+async def detokenize(http: Request, request: DetokenizeRequest, backend: Backend) -> Response:
     """Text of tokens, special ones included. Raises ApiError."""
-    _expect_model(request.model, backend)
+    _expect_model(http, request.model, backend)
     expect_known(request.tokens, backend.tokenizer, "tokens")
     text = await asyncio.to_thread(backend.tokenizer.decode, request.tokens, False)
     return as_json(Detokenized(text))
@@ -45,10 +47,11 @@ def expect_known(ids: Sequence[int], tokenizer: Tokenizer, param: str) -> None:
         )
 
 
-def _expect_model(name: str | None, backend: Backend) -> None:
+def _expect_model(http: Request, name: str | None, backend: Backend) -> None:
     # Unlike in OpenAI's own endpoints, it may be left out.
     if name is not None:
         backend.expect_model(name)
+        account_of(http).expect_model(name)
 
 
 def _token_ids(request: TokenizeRequest, backend: Backend) -> list[int]:

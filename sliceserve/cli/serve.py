@@ -35,10 +35,11 @@ async def _serve(settings: ServerConfig, json: bool, working: Working) -> None:
         name = settings.served_model_name or info.model
         if json:
             import msgspec
+            from msgspec.structs import asdict
 
             from sliceserve.api.split import describe
 
-            typer.echo(msgspec.json.encode({"url": url, **describe(name, info)}))
+            typer.echo(msgspec.json.encode({"url": url, **asdict(describe(name, info))}))
         else:
             stderr.print(_in_words(url, name, info), markup=False, soft_wrap=True)
 

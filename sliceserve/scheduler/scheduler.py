@@ -265,9 +265,7 @@ class Scheduler:
         try:
             token = output.sampled[request.request_id]
         except KeyError:
-            raise SchedulerError(
-                f"no token was sampled for request {request.request_id}"
-            ) from None
+            raise SchedulerError(f"no token was sampled for request {request.request_id}") from None
         request.outputs.append(token.token_id)
         if request.entry_layer == 0:
             request.inputs.append(token.token_id)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from api_fakes import FakeEngine
@@ -242,6 +243,25 @@ async def test_http_refuses_models_and_all_layers(backend_of, fake):
         info = (await client.get("/v1/split/info", headers=bearer("k-b"))).json()
         assert (info["cuts"], info["thin"]) == ([3], False)
     assert engine.sent(Open) == []
+
+
+async def test_a_tenant_sees_the_models_that_it_may_use(backend_of, fake):
+    backend = replace(backend_of(fake("Hello")), models=("small", "large"))
+    tenants = [tenant(models=("large",)), TenantConfig(name="b", api_keys=("k-b",))]
+    async with asgi_client(backend, tenants=tenants) as client:
+        for key, expected in (("k-a", ["large"]), ("k-b", ["small", "large"])):
+            listed = await client.get("/v1/models", headers=bearer(key))
+            assert [card["id"] for card in listed.json()["data"]] == expected
+        for method, path, body in (
+            ("GET", "/v1/models/small", None),
+            ("POST", "/tokenize", {"model": "small", "prompt": "Hi"}),
+            ("POST", "/detokenize", {"model": "small", "tokens": [70]}),
+        ):
+            answer = await client.request(method, path, json=body, headers=bearer("k-a"))
+            assert answer.status_code == 403, path
+            assert answer.json()["error"]["code"] == "model_not_allowed"
+        large = await client.get("/v1/models/large", headers=bearer("k-a"))
+        assert large.json()["id"] == "large"
 
 
 async def refused(served, **changes):

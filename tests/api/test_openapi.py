@@ -3,14 +3,16 @@
 import asyncio
 import os
 import sys
+from dataclasses import replace
 
 import jsonschema
 import pytest
 from asgi_client import asgi_client
 
+from sliceserve.configs import ChatConfig
 from sliceserve.engine.messages import Open
 
-# A template of these tests refuses whoever begins as the assistant: that is no matter of shape.
+# A template that goes on with the last message cannot where that one is empty or a call.
 CONFIG = """
 [[operations]]
 include-path = "/tokenize"
@@ -30,6 +32,18 @@ JUDGED_LATER = """
 [checks]
 positive_data_acceptance.expected-statuses = ["2xx", "400", "404"]
 """
+
+
+@pytest.fixture
+def backend_of(backend_of):
+    """With a template that takes messages in any order, for a schema cannot tell of another."""
+    template = "{% for message in messages %}{{ message['role'] ~ message['content'] }}{% endfor %}"
+    chat = ChatConfig(template=template)
+
+    def make(engine, name="tiny"):
+        return replace(backend_of(engine, name), chat=chat)
+
+    return make
 
 
 @pytest.fixture
