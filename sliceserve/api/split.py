@@ -18,12 +18,13 @@ from sliceserve.api.metrics import Metrics
 from sliceserve.api.replies import SplitInfo
 from sliceserve.api.split_session import Ending, Session, in_wire_words, receive, refuse
 from sliceserve.engine.client import EngineClient
-from sliceserve.engine.messages import EngineInfo
+from sliceserve.engine.messages import EARLY_TOKENS, EngineInfo
 from sliceserve.engine.profiles import profile_store
 from sliceserve.tracing import Tracing
 from sliceserve.transport.frames import MAX_FRAME_BYTES, MAX_FRAME_TOKENS, ProtocolError
 from sliceserve.transport.link import CloseCode
 from sliceserve.transport.messages import (
+    EARLY_VERSION,
     OLDEST_VERSION,
     PROTOCOL_VERSION,
     SUBPROTOCOL,
@@ -210,6 +211,7 @@ class SplitEndpoint:
             resume_token=hello.resume_token or secrets.token_urlsafe(_RESUME_TOKEN_BYTES),
             resume_timeout_s=limits.resume_timeout_s,
             block_size=0 if hello.protocol == OLDEST_VERSION else info.block_size,
+            early_tokens=0 if hello.protocol < EARLY_VERSION else EARLY_TOKENS,
         )
 
     def _announce_drain(self, seconds: float) -> None:

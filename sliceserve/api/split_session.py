@@ -242,6 +242,9 @@ class Session:
 
     def _append(self, frame: DataFrame) -> None:
         if frame.request_id not in self._relays:
+            if frame.first_position + len(frame.packets) <= self._welcome.early_tokens:
+                # It came after an Open that was refused.
+                return
             raise ProtocolError(
                 "unknown_request",
                 f"no request {frame.request_id} is live here; send Open first",

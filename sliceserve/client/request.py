@@ -77,6 +77,8 @@ class SplitRequest:
         self._num_named = 0
         self._opened = False
         self._credit = 0
+        # Positions below it may be sent before the request is opened.
+        self._early_stop = 0
         self._next_position = 0
         self._link_began_at = now
         self._sent_at = now
@@ -124,8 +126,9 @@ class SplitRequest:
             num_named = len(self._packets) if self.known_to_server else self._num_kept
             return self._announce(self._packets[:num_named], limits, now)
         start = self._next_position
-        stop = min(len(self._packets), self._credit, start + limits.max_frame_tokens)
-        if not self._opened or start >= stop:
+        credit = self._credit if self._opened else self._early_stop
+        stop = min(len(self._packets), credit, start + limits.max_frame_tokens)
+        if start >= stop:
             return None
         try:
             frame = next(
@@ -156,9 +159,12 @@ class SplitRequest:
     def _announce(self, packets: list[bytes], limits: Welcome, now: float) -> Open:
         """``packets`` are those that the server may have."""
         block_size = limits.block_size
+        prefix = block_digests(packets, block_size) if block_size > 0 else []
+        # Else the server may hold packets, and only it can say where to begin.
+        is_new = not self.known_to_server and not prefix
+        self._early_stop = limits.early_tokens if is_new else 0
         self._announced = self.known_to_server = True
         self._sent_at = now
-        prefix = block_digests(packets, block_size) if block_size > 0 else []
         self._num_named = len(prefix) * block_size
         return Open(
             request_id=self.request_id,
@@ -177,6 +183,7 @@ class SplitRequest:
         if self._opened or now + seconds > self._link_began_at + patience_s:
             return False
         self._announced = False
+        self._next_position = 0
         self._postponed_until = self._heard_at = now + seconds
         return True
 
@@ -188,7 +195,11 @@ class SplitRequest:
         if self._num_had < next_position <= self._num_named:
             self._unsent.update(range(self._num_had, next_position))
             self._count_packets(next_position)
-        self.rewind(next_position, now)
+        if next_position >= self._next_position:
+            self.rewind(next_position, now)
+        # Else packets were sent early, which the server had not seen when it said so. Those that it
+        # does not take it will want.
+        self._heard_at = now
 
     def grant(self, credit: int, now: float) -> None:
         self._heard_at = now
@@ -204,6 +215,7 @@ class SplitRequest:
                 f"{self._num_had} were ever sent or named to it",
             )
         self._heard_at = now
+        self._early_stop = 0
         self._next_position = next_position
 
     def take_token(self, token: Token, now: float) -> None:

@@ -11,6 +11,7 @@ from sliceserve.configs import SchedulerConfig
 from sliceserve.engine.distribution import Distribution
 from sliceserve.engine.grammars import Grammar, Grammars
 from sliceserve.engine.messages import (
+    EARLY_TOKENS,
     AppendPackets,
     AppendTokens,
     Cancel,
@@ -287,7 +288,12 @@ class Engine:
         )
 
     def _append_packets(self, command: AppendPackets) -> list[RequestOutput]:
+        is_early = command.start + len(command.packets) <= EARLY_TOKENS
+        if is_early and command.request_id in self._unopened:
+            return [RequestOutput(request_id=command.request_id, wanted=0)]
         request = self._live(command.request_id)
+        if is_early and command.start + len(command.packets) > request.credit:
+            return [_wanted(request)]
         if request.entry_layer == 0:
             raise RequestRefused("invalid_request", "a request that began with tokens takes none")
         codec = self._runner.codec(request.codec or "")
@@ -306,9 +312,7 @@ class Engine:
     ) -> list[RequestOutput]:
         wanted = self._scheduler.append(request.request_id, start, items)
         self._times.note_ready(request, time.monotonic())
-        if wanted is None:
-            return []
-        return [RequestOutput(request_id=request.request_id, wanted=wanted, credit=request.credit)]
+        return [] if wanted is None else [_wanted(request)]
 
     def _live(self, request_id: str) -> Request:
         request = self._scheduler.get(request_id)
@@ -385,3 +389,10 @@ class Engine:
         elif progress.token is not None:
             self._last_token[request_id] = progress.token
         return report
+
+
+def _wanted(request: Request) -> RequestOutput:
+    """What came was not taken: where its client must go on."""
+    return RequestOutput(
+        request_id=request.request_id, wanted=request.num_known, credit=request.credit
+    )

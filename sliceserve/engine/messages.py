@@ -57,9 +57,13 @@ class AppendTokens(msgspec.Struct, tag=True, frozen=True):
     tokens: list[int]
 
 
+# Packets of so many first positions may come before their client has heard of its credit.
+EARLY_TOKENS = 512
+
+
 class AppendPackets(msgspec.Struct, tag=True, frozen=True):
     """Tail engines: packets of positions from ``start`` on. Positions already held are ignored;
-    a gap is answered by ``RequestOutput.wanted``."""
+    a gap is answered by ``RequestOutput.wanted``, and so are early packets beyond the credit."""
 
     request_id: str
     start: int

@@ -8,7 +8,7 @@ from sliceserve.configs import SamplingParams
 from sliceserve.tracing import TRACE_PARENT
 
 SUBPROTOCOL = "sliceserve.v1"
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 # What a Hello speaks that names no version. Servers still serve it, without prefixes.
 OLDEST_VERSION = 1
 # What servers before this version would let pass and not do.
@@ -24,6 +24,8 @@ _NEWER_SETTINGS = (
 )
 # The first that has Times, times with its Tokens, and traces.
 TIMES_VERSION = 3
+# The first whose Welcome may let packets come early.
+EARLY_VERSION = 4
 
 # Request ids, positions and token ids: what the numbers of a data frame hold.
 Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -60,7 +62,9 @@ class Welcome(Control, frozen=True, kw_only=True):
     """Server → client: what was chosen, and the limits. ``profile`` is the digest of the codec's
     profile, if it needs one. ``resume_token`` is a secret of this session. ``max_frame_tokens``
     bounds the tokens of one data frame. ``block_size`` is how many positions one digest of
-    ``Open.prefix`` covers; 0: the server keeps no prefixes, or the client knows of none."""
+    ``Open.prefix`` covers; 0: the server keeps no prefixes, or the client knows of none. Packets
+    of the first ``early_tokens`` positions of a request that is new to the server need not wait
+    for Opened."""
 
     protocol: int = OLDEST_VERSION
     cut: int
@@ -75,6 +79,7 @@ class Welcome(Control, frozen=True, kw_only=True):
     resume_token: str
     resume_timeout_s: Seconds
     block_size: int = 0
+    early_tokens: int = 0
 
 
 class Open(Control, frozen=True, kw_only=True):

@@ -146,7 +146,9 @@ async def test_cancel_ends_one_request_only(serve, fake, eventually):
         token = peer.welcome.resume_token
         # The second may be waiting in the engine since an earlier connection.
         assert [c.request_id for c in engine.sent(Cancel)] == [f"{token}:1", f"{token}:77"]
+        # What may have come early, behind an Open that was refused, is ignored.
         await peer.data(0, 3, request_id=1)
+        await peer.data(peer.welcome.early_tokens, 3, request_id=1)
         error = await peer.receive(Error)
         assert (error.code, error.request_id) == ("unknown_request", 1)
 

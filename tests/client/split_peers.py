@@ -193,14 +193,16 @@ class ScriptedServer:
     ``cut_before`` and ``cut_after``: numbers of tokens (counted from 1 over all requests) around
     whose sending the link is cut; before: the token is lost. ``forgetful``: no session outlives
     its link. ``gap_at``: at this position, once, what came is lost. With ``block_size`` above 0,
-    blocks of packets are ``kept`` by digest, whatever becomes of their requests. ``received`` lists
-    all messages, ``violations`` what a client must never do.
+    blocks of packets are ``kept`` by digest, whatever becomes of their requests. Packets of the
+    first ``early_tokens`` positions may come before Opened. ``received`` lists all messages,
+    ``violations`` what a client must never do.
     """
 
     def __init__(self, window: int = 6, max_frame_tokens: int = 4) -> None:
         self.window = window
         self.max_frame_tokens = max_frame_tokens
         self.block_size = 0
+        self.early_tokens = 0
         self.kept: dict[bytes, list[bytes]] = {}
         self.cut_before: set[int] = set()
         self.cut_after: set[int] = set()
@@ -274,6 +276,7 @@ class ScriptedServer:
             max_frame_tokens=self.max_frame_tokens,
             resume_token=token,
             block_size=self.block_size,
+            early_tokens=self.early_tokens,
         )
 
     async def _handle(self, link: Link, token: str, message: wire.Control | DataFrame) -> None:
@@ -317,14 +320,15 @@ class ScriptedServer:
     async def _take(self, link: Link, requests: dict[int, Held], frame: DataFrame) -> None:
         held = requests[frame.request_id]
         end = frame.first_position + len(frame.packets)
-        if end > held.granted:
+        is_early = held.granted < end <= self.early_tokens
+        if end > held.granted and not is_early:
             self.violations.append(f"{end} beyond credit {held.granted}")
         if end > held.num_known:
             self.violations.append(f"{end} beyond the {held.num_known} known")
         if len(frame.packets) > self.max_frame_tokens:
             self.violations.append(f"{len(frame.packets)} tokens in a frame")
         lost = self.gap_at is not None and frame.first_position <= self.gap_at < end
-        if lost or frame.first_position > len(held.packets):
+        if lost or is_early or frame.first_position > len(held.packets):
             self.gap_at = None
             want = wire.Want(request_id=frame.request_id, next_position=len(held.packets))
             await link.send(encode(want))

@@ -27,9 +27,10 @@ class OneRequest(RuleBasedStateMachine):
         num_prompt=st.integers(1, 12),
         share_kept=st.floats(0, 1),
         block_size=st.sampled_from([1, 2, 3, 5, 0]),
+        early_tokens=st.sampled_from([0, 4, 512]),
     )
-    def start(self, num_prompt, share_kept, block_size):
-        self.limits = welcome(max_frame_tokens=3, block_size=block_size)
+    def start(self, num_prompt, share_kept, block_size, early_tokens):
+        self.limits = welcome(max_frame_tokens=3, block_size=block_size, early_tokens=early_tokens)
         self.prompt = list(range(num_prompt))
         self.stats = RequestStats()
         self.request = SplitRequest(
@@ -50,7 +51,8 @@ class OneRequest(RuleBasedStateMachine):
         if not self.remembers:
             self.held = 0
         self.asked = self.opened = False
-        self.named = self.credit = 0
+        self.named = self.credit = self.early = self.next = 0
+        self.on_its_way = []
 
     @precondition(lambda self: self.num_encoded < self.num_known)
     @rule(count=st.integers(1, 5))
@@ -66,20 +68,23 @@ class OneRequest(RuleBasedStateMachine):
         message = self.request.next_message(self.limits, 0.0)
         if not self.asked:
             self.hear_open(message)
-        elif not self.opened:
-            assert message is None
-        elif message is None:
-            assert self.held_next == min(self.credit, self.num_encoded)
-        else:
-            stop = message.first_position + len(message.packets)
-            positions = range(message.first_position, stop)
-            assert message.first_position == self.held_next
-            assert stop <= min(self.credit, self.num_encoded)
-            assert list(message.packets) == [packet(i, i) for i in positions]
-            self.sent.update(positions)
+            return
+        most = min(self.credit if self.opened else self.early, self.num_encoded)
+        if message is None:
+            assert self.next >= most
+            return
+        stop = message.first_position + len(message.packets)
+        positions = range(message.first_position, stop)
+        assert message.first_position == self.next
+        assert stop <= most
+        assert list(message.packets) == [packet(i, i) for i in positions]
+        self.sent.update(positions)
+        self.next = stop
+        self.had = max(self.had, stop)
+        if self.opened:
             self.held = max(self.held, stop)
-            self.held_next = stop
-            self.had = max(self.had, stop)
+        else:
+            self.on_its_way.append(stop)
 
     def hear_open(self, message):
         size = self.limits.block_size
@@ -87,6 +92,8 @@ class OneRequest(RuleBasedStateMachine):
         packets = [packet(i, i) for i in range(num_named)]
         assert message.prefix == (block_digests(packets, size) if size else [])
         assert len(message.outputs) == self.num_known - len(self.prompt)
+        is_new = not self.announced and not message.prefix
+        self.early = self.limits.early_tokens if is_new else 0
         self.asked = self.announced = True
         self.named = len(message.prefix) * size
 
@@ -97,10 +104,26 @@ class OneRequest(RuleBasedStateMachine):
             num_blocks = data.draw(st.integers(0, self.named // (self.limits.block_size or 1)))
             self.held = num_blocks * self.limits.block_size
         self.opened = True
-        self.held_next = self.held
         self.credit = self.held + room
         self.had = max(self.had, self.held)
         self.request.open(self.held, self.credit, 0.0)
+        self.next = max(self.next, self.held)
+        for stop in self.on_its_way:
+            if stop > self.credit:
+                self.wants(self.held)
+                return
+            self.held = stop
+
+    def wants(self, position):
+        self.next = position
+        self.request.rewind(position, 0.0)
+
+    @precondition(lambda self: self.on_its_way and not self.opened)
+    @rule()
+    def server_is_not_ready(self):
+        self.on_its_way.clear()
+        self.early = 0
+        self.wants(0)
 
     @precondition(lambda self: self.asked and not self.opened)
     @rule(beyond=st.integers(1, 9))
@@ -112,8 +135,7 @@ class OneRequest(RuleBasedStateMachine):
     @precondition(lambda self: self.opened)
     @rule(data=st.data())
     def server_wants(self, data):
-        self.held_next = data.draw(st.integers(0, self.held))
-        self.request.rewind(self.held_next, 0.0)
+        self.wants(data.draw(st.integers(0, self.held)))
 
     @precondition(lambda self: self.opened)
     @rule(room=st.integers(0, 9))

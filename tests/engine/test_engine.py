@@ -6,7 +6,7 @@ import pytest
 from driving import SplitRun, finish
 
 from sliceserve.configs import SamplingParams
-from sliceserve.engine.messages import AppendPackets, Cancel, Detach, Open
+from sliceserve.engine.messages import EARLY_TOKENS, AppendPackets, Cancel, Detach, Open
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 
@@ -257,7 +257,10 @@ def test_credit_is_bounded_and_never_falls(make_engine):
     engine.handle(AppendPackets("a", 0, [packet] * 4))
     outputs = finish(engine)
     assert outputs[-1].credit == 8
+    # What may have come early is wanted again, and no other.
     (answer,) = engine.handle(AppendPackets("a", 4, [packet] * 5))
+    assert (answer.wanted, answer.credit, answer.error_code) == (4, 8, None)
+    (answer,) = engine.handle(AppendPackets("a", 4, [packet] * (EARLY_TOKENS - 3)))
     assert answer.error_code == "protocol_error"
     assert "credit reaches 8" in answer.error
 
