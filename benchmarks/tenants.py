@@ -185,7 +185,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--num-requests", type=int, default=20, help="quiet ones, each turn")
     parser.add_argument("--flood", type=int, default=32, help="requests of the other at once")
-    parser.add_argument("--input-len", type=int, default=256, help="tokens of every prompt")
+    parser.add_argument("--input-len", type=int, default=512, help="tokens of every prompt")
     parser.add_argument("--output-len", type=int, default=16, help="tokens of every answer")
     parser.add_argument("--gap", type=float, help="mean seconds between quiet requests")
     parser.add_argument("--turns", type=int, default=2, help="how often each case has its turn")
@@ -196,8 +196,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--serve",
         type=shlex.split,
-        default="--target-itl-ms 60",
-        help="options for `sliceserve serve` (default: --target-itl-ms 60)",
+        default="--target-itl-ms 150",
+        help="options for `sliceserve serve` (default: --target-itl-ms 150)",
     )
     return parser.parse_args()
 
