@@ -137,11 +137,6 @@ class BlockManager:
             for i, segment in enumerate(self.segments)
         ]
 
-    def covers(self, request: Request) -> bool:
-        """Whether the request holds blocks for all that it knows."""
-        tables = request.block_tables
-        return bool(tables) and len(request.inputs) <= len(tables[-1]) * self.block_size
-
     @property
     def cached_packet_bytes(self) -> int:
         """Of packets that are kept in cached blocks that nobody holds."""
@@ -150,9 +145,11 @@ class BlockManager:
     def grow(self, request: Request, num_tokens: int) -> bool:
         """Extend the request's block tables over positions below ``num_tokens``, in all of its
         segments. False, having changed nothing, if there are not enough free blocks."""
-        num_missing = self._num_missing(request, num_tokens)
-        if num_missing <= 0:
+        tables = request.block_tables
+        num_held = len(tables[-1]) if tables else 0
+        if num_tokens <= num_held * self.block_size:
             return True
+        num_missing = -(-num_tokens // self.block_size) - num_held
         grown = range(self._lowest_segment(request.entry_layer), len(self.pools))
         for i in grown:
             # Mostly there are free ones, and nobody needs to ask what could be evicted.

@@ -63,9 +63,7 @@ class Queues:
 
     def choose(self, request: Request, step: Step) -> None:
         """Move the request from its queue into the step."""
-        if (queue := request.queue) is not None:
-            queue.discard(request)
-            request.queue = None
+        self.discard(request)
         num_rows = step.choose(request)
         self.policy.charge(request, request.num_computed + num_rows)
 

@@ -189,11 +189,12 @@ class Scheduler:
         if self._step.chosen:
             raise SchedulerError("the step before this one has not been updated")
         step = self._step = Step(self._num_rows(), self._config.max_requests_per_step)
-        covers, choose = self.blocks.covers, self._queues.choose
+        grow, choose = self.blocks.grow, self._queues.choose
         for request in self._queues.candidates(step):
-            # A decode within its last block needs no other, nor could one in the cache follow.
-            is_decode = len(request.inputs) - request.num_computed == 1
-            if (is_decode and covers(request)) or self._find(request):
+            num_known = len(request.inputs)
+            # Nothing that is cached can follow a decode, and mostly its last block has room.
+            is_decode = num_known - request.num_computed == 1
+            if (is_decode and grow(request, num_known)) or self._find(request):
                 choose(request, step)
         if not step.chosen:
             return None
