@@ -215,7 +215,6 @@ class SplitRequest:
                 f"{self._num_had} were ever sent or named to it",
             )
         self._heard_at = now
-        self._early_stop = 0
         self._next_position = next_position
 
     def take_token(self, token: Token, now: float) -> None:

@@ -234,6 +234,10 @@ class Engine:
                 news.append(self._begin_guided(command, grammar))
             except RequestRefused as refused:
                 news.append(self._refuse(command, refused))
+                continue
+            if command.entry_layer > 0:
+                # What came early was not taken.
+                news.append(_wanted(self._live(command.request_id)))
         return news
 
     def _begin_guided(self, command: Open, grammar: "Future[Grammar]") -> RequestOutput:
@@ -290,7 +294,7 @@ class Engine:
     def _append_packets(self, command: AppendPackets) -> list[RequestOutput]:
         is_early = command.start + len(command.packets) <= EARLY_TOKENS
         if is_early and command.request_id in self._unopened:
-            return [RequestOutput(request_id=command.request_id, wanted=0)]
+            return []
         request = self._live(command.request_id)
         if is_early and command.start + len(command.packets) > request.credit:
             return [_wanted(request)]

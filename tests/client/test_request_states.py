@@ -118,13 +118,6 @@ class OneRequest(RuleBasedStateMachine):
         self.next = position
         self.request.rewind(position, 0.0)
 
-    @precondition(lambda self: self.on_its_way and not self.opened)
-    @rule()
-    def server_is_not_ready(self):
-        self.on_its_way.clear()
-        self.early = 0
-        self.wants(0)
-
     @precondition(lambda self: self.asked and not self.opened)
     @rule(beyond=st.integers(1, 9))
     def server_lies(self, beyond):
