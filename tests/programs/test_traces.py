@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
 import pytest
-from conftest import GATEWAY_KEY, running_gateway, skip_without_default_model
+from processes import GATEWAY_KEY, running_gateway, skip_without_default_model
 
 from sliceserve.cli.local_server import local_server
 from sliceserve.configs import DEFAULT_MODEL
