@@ -292,11 +292,12 @@ class Engine:
         )
 
     def _append_packets(self, command: AppendPackets) -> list[RequestOutput]:
-        is_early = command.start + len(command.packets) <= EARLY_TOKENS
+        stop = command.start + len(command.packets)
+        is_early = stop <= EARLY_TOKENS
         if is_early and command.request_id in self._unopened:
             return []
         request = self._live(command.request_id)
-        if is_early and command.start + len(command.packets) > request.credit:
+        if is_early and stop > request.credit:
             return [_wanted(request)]
         if request.entry_layer == 0:
             raise RequestRefused("invalid_request", "a request that began with tokens takes none")

@@ -145,11 +145,9 @@ class BlockManager:
     def grow(self, request: Request, num_tokens: int) -> bool:
         """Extend the request's block tables over positions below ``num_tokens``, in all of its
         segments. False, having changed nothing, if there are not enough free blocks."""
-        tables = request.block_tables
-        num_held = len(tables[-1]) if tables else 0
-        if num_tokens <= num_held * self.block_size:
+        num_missing = self._num_missing(request, num_tokens)
+        if num_missing <= 0:
             return True
-        num_missing = -(-num_tokens // self.block_size) - num_held
         grown = range(self._lowest_segment(request.entry_layer), len(self.pools))
         for i in grown:
             # Mostly there are free ones, and nobody needs to ask what could be evicted.

@@ -41,11 +41,11 @@ class Queues:
 
     def push(self, request: Request) -> None:
         """Put the request, which is in no queue, where it belongs now."""
+        policy = self.policy
         num_pending = len(request.inputs) - request.num_computed
         if num_pending == 0:
-            self.policy.rest(request)
+            policy.rest(request)
             return
-        policy = self.policy
         policy.wake(request)
         if not request.holds_blocks:
             queue = policy.waiting
