@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from split_peers import CODEC, CUT, Pair, ScriptedServer, answer
+from split_peers import CODEC, CUT, Pair, ScriptedServer, answer, welcome
 
 from sliceserve.client.errors import (
     ConnectionRefused,
@@ -38,60 +38,6 @@ async def test_tokens_are_the_servers_whatever_credit_it_gives(pair, server, num
     assert await pair.generate(prompt, TEN) == answer(prompt, TEN)
     # The last token's hidden state is nobody's business.
     assert len(pair.head.encoded) == num_prompt + 9
-
-
-@pytest.mark.parametrize("num_prompt", [1, 6, 11, 40])
-@pytest.mark.parametrize("window", [1, 6, 100])
-@pytest.mark.parametrize("early_tokens", [4, 512])
-async def test_early_packets_come_again_where_there_was_no_room(num_prompt, window, early_tokens):
-    server = ScriptedServer(window)
-    server.early_tokens = early_tokens
-    pair = Pair(server)
-    await pair.session.start()
-    prompt = list(range(num_prompt))
-    assert await pair.generate(prompt, TEN) == answer(prompt, TEN)
-    await pair.session.close()
-    assert not server.violations
-
-
-class LateServer(ScriptedServer):
-    """Answers no Open before it has seen a packet."""
-
-    opening = None
-
-    async def _handle(self, link, token, message):
-        if isinstance(message, wire.Open):
-            self.opening = message
-            return
-        if isinstance(message, DataFrame) and self.opening is not None:
-            opening, self.opening = self.opening, None
-            await super()._handle(link, token, opening)
-        await super()._handle(link, token, message)
-
-
-async def test_packets_of_a_new_request_do_not_wait_for_the_answer_to_open():
-    server = LateServer()
-    server.early_tokens = 8
-    pair = Pair(server, timeout_s=5.0)
-    await pair.session.start()
-    assert await pair.generate(PROMPT, TEN) == answer(PROMPT, TEN)
-    await pair.session.close()
-    assert not server.violations
-
-
-async def test_a_refused_request_whose_packets_came_early_is_tried_again():
-    server = ScriptedServer()
-    server.early_tokens = 8
-    server.refuse_open = wire.Error(code="overloaded", message="full", retry_after_s=0.05)
-    pair = Pair(server)
-    await pair.session.start()
-    result = asyncio.create_task(pair.generate(PROMPT, TEN))
-    while not server.sent(DataFrame):
-        await asyncio.sleep(0.005)
-    server.refuse_open = None
-    assert await result == answer(PROMPT, TEN)
-    await pair.session.close()
-    assert not server.violations
 
 
 async def test_many_requests_share_the_connection(pair, server):
@@ -458,15 +404,11 @@ async def test_bytes_are_those_of_the_link(server):
 
 async def test_an_unknown_server_gets_no_second_chance_to_choose(pair):
     """The head is loaded up to one cut: another is refused, not served wrongly."""
-    pair.server._welcome = lambda hello, token: wire.Welcome(
+    pair.server._welcome = lambda hello, token: welcome(
+        protocol=1,
         cut=5,
         codec=hello.codec,
-        model="scripted",
-        num_layers=10,
-        max_model_len=100,
-        max_requests=8,
         max_frame_tokens=4,
-        max_frame_bytes=1 << 16,
         resume_token="other",
         resume_timeout_s=1.0,
     )

@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 from split_server import split_server
+from trace_collector import trace_collector
 
 from sliceserve.api.app import create_app
 from sliceserve.api.backend import Backend
@@ -208,25 +207,11 @@ def test_no_tracing_imports_nothing_of_it():
 
 
 def test_spans_reach_their_collector():
-    received = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self):
-            received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{server.server_port}/v1/traces"
+    with trace_collector() as (endpoint, received):
         tracing = make_tracing(endpoint, "sliceserve-test")
         span = tracing.start("request", "server", PARENT, {"gen_ai.request.model": "tiny"})
         span.end("it broke")
         tracing.close()
-        server.shutdown()
     ((path, body),) = received
     assert path == "/v1/traces"
     assert b"sliceserve-test" in body and b"it broke" in body

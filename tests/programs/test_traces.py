@@ -1,11 +1,8 @@
 """Traces of a gateway and of the server behind it, as a collector gets them."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import openai
-import pytest
 from processes import GATEWAY_KEY, running_gateway, skip_without_default_model
+from trace_collector import trace_collector
 
 from sliceserve.cli.local_server import local_server
 from sliceserve.configs import DEFAULT_MODEL
@@ -13,31 +10,11 @@ from sliceserve.configs import DEFAULT_MODEL
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
 
-@pytest.fixture
-def collector():
-    """Its address, and the bodies that it has got."""
-    received = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self):
-            received.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1/traces", received
-        server.shutdown()
-
-
-def spans_of(bodies):
+def spans_of(received):
     """All spans, each with the name of the service that it comes from."""
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-    for body in bodies:
+    for _, body in received:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             (service,) = [
                 pair.value.string_value
@@ -49,23 +26,23 @@ def spans_of(bodies):
                     yield service, span
 
 
-def test_a_request_is_one_trace_over_both_processes(collector):
+def test_a_request_is_one_trace_over_both_processes():
     skip_without_default_model()
-    endpoint, received = collector
-    tracing = ["--otlp-traces-endpoint", endpoint]
-    serving = ["--cuts", "8", "--kv-cache-tokens", "4096", "--profiles", "off", *tracing]
-    with (
-        local_server(serving) as server,
-        running_gateway(server, *tracing) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key=GATEWAY_KEY, max_retries=0) as client,
-    ):
-        answer = client.completions.create(
-            model=DEFAULT_MODEL,
-            prompt="One, two,",
-            max_tokens=4,
-            extra_headers={"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"},
-        )
-        assert answer.usage.completion_tokens == 4
+    with trace_collector() as (endpoint, received):
+        tracing = ["--otlp-traces-endpoint", endpoint]
+        serving = ["--cuts", "8", "--kv-cache-tokens", "4096", "--profiles", "off", *tracing]
+        with (
+            local_server(serving) as server,
+            running_gateway(server, *tracing) as url,
+            openai.OpenAI(base_url=f"{url}/v1", api_key=GATEWAY_KEY, max_retries=0) as client,
+        ):
+            answer = client.completions.create(
+                model=DEFAULT_MODEL,
+                prompt="One, two,",
+                max_tokens=4,
+                extra_headers={"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"},
+            )
+            assert answer.usage.completion_tokens == 4
     # Both have ended, and sent what they still had.
     spans = [(name, span) for name, span in spans_of(received) if span.trace_id.hex() == TRACE_ID]
     services = {span.span_id: service for service, span in spans}
