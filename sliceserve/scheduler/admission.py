@@ -116,10 +116,7 @@ class Admission:
         """Blocks promised to the request in each segment."""
         if self._config.admission == "preempt":
             return 0
-        num_tokens = request.max_len
-        if not request.is_head:
-            num_tokens = min(num_tokens, request.num_prompt + request.sampling.max_tokens)
-        return -(-num_tokens // self._blocks.block_size)
+        return -(-request.max_len // self._blocks.block_size)
 
 
 def _rank(request: Request) -> Rank:

@@ -145,9 +145,9 @@ class BlockManager:
     def grow(self, request: Request, num_tokens: int) -> bool:
         """Extend the request's block tables over positions below ``num_tokens``, in all of its
         segments. False, having changed nothing, if there are not enough free blocks."""
-        num_missing = self._num_missing(request, num_tokens)
-        if num_missing <= 0:
+        if num_tokens <= request.capacity:
             return True
+        num_missing = self._num_missing(request, num_tokens)
         grown = range(self._lowest_segment(request.entry_layer), len(self.pools))
         for i in grown:
             # Mostly there are free ones, and nobody needs to ask what could be evicted.
@@ -158,6 +158,7 @@ class BlockManager:
             if self.pools[i].num_free < num_missing:
                 self._evict(i, num_missing)
             tables[i] += self.pools[i].allocate(num_missing)
+        request.capacity += num_missing * self.block_size
         return True
 
     def recall(self, request: Request, digests: Sequence[bytes]) -> None:
@@ -185,14 +186,15 @@ class BlockManager:
             and stop < (end := (len(request.cached_blocks) + 1) * self.block_size)
             and end <= request.num_computed
         ):
-            if (block := self._cache.following(request)) is not None:
-                self._take(request, block)
-                continue
             lowest = self._lowest_segment(request.entry_layer)
             k = len(request.cached_blocks)
             kv_blocks = [table[k] for table in request.block_tables[lowest:]]
-            if (block := self._cache.insert(request, lowest, kv_blocks)) is None:
+            block = self._cache.keep(request, lowest, kv_blocks)
+            if block is None:
                 return
+            if block.kv_blocks is not kv_blocks:
+                self._take(request, block)
+                continue
             self._share(block)
             self._cache.hold(request, block)
 
@@ -209,6 +211,7 @@ class BlockManager:
             pool.free(table)
             holders.discard(request)
         request.block_tables = []
+        request.capacity = 0
 
     def find_victims(self, request: Request, num_tokens: int) -> list[Request] | None:
         """The requests of latest rank whose blocks, with the free ones, let ``request`` grow; None
@@ -242,6 +245,10 @@ class BlockManager:
                 num_holding[i] += bool(table)
                 if bool(table) != (request in self._holders[i]):
                     raise SchedulerError(f"request {request.request_id} is not among the holders")
+            # Every request passes through the last segment.
+            num_held = len(request.block_tables[-1]) if request.block_tables else 0
+            if request.capacity != num_held * self.block_size:
+                raise SchedulerError(f"request {request.request_id} miscounts its room")
             for k, block in enumerate(request.cached_blocks):
                 if [table[k] for table in request.block_tables[block.lowest :]] != block.kv_blocks:
                     raise SchedulerError(f"request {request.request_id} holds other blocks")
@@ -276,6 +283,7 @@ class BlockManager:
             if k < len(tables[i]):
                 self.pools[i].free([tables[i][k]])
             tables[i][k : k + 1] = [kv_block]
+        request.capacity = max(request.capacity, (k + 1) * self.block_size)
 
     def _share(self, block: CachedBlock) -> None:
         for pool, kv_block in zip(self.pools[block.lowest :], block.kv_blocks, strict=True):
@@ -290,8 +298,7 @@ class BlockManager:
         return request.block_tables
 
     def _num_missing(self, request: Request, num_tokens: int) -> int:
-        num_held = len(request.block_tables[-1]) if request.block_tables else 0
-        return -(-num_tokens // self.block_size) - num_held
+        return -(-(num_tokens - request.capacity) // self.block_size)
 
     def _lowest_segment(self, entry_layer: int) -> int:
         return bisect_right(self._stops, entry_layer)

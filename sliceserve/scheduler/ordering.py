@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import islice
 
 from sliceserve.scheduler.request import Rank, Request
 from sliceserve.scheduler.step import Step
@@ -30,19 +29,17 @@ class Queue(ABC):
     @abstractmethod
     def first(self) -> Request | None: ...
 
-    def each(self, step: Step) -> Iterator[Request]:
-        """The first, again and again, while ``step`` has room.
-
-        Whoever takes one removes it from the queue. One that is left where it was did not fit, and
-        nobody passes it.
-        """
-        left = None
+    def take(self, step: Step) -> Iterator[Request]:
+        """Take out the first, again and again, while ``step`` has room. One that is put back did
+        not fit, and nobody passes it."""
         while step.num_rows > 0 and step.num_slots > 0:
             request = self.first()
-            if request is None or request is left:
+            if request is None:
                 return
+            request.leave_queue()
             yield request
-            left = request
+            if request in self:
+                return
 
 
 class ByRank(Queue):
@@ -102,14 +99,11 @@ class Rotation(Queue):
     def first(self) -> Request | None:
         return next(iter(self._requests.values()), None)
 
-    def each(self, step: Step) -> Iterator[Request]:
-        # Nobody joins while a step is filled, so all turns can be looked up at once, which takes a
-        # quarter of the time. Some may be preempted before theirs comes.
-        turns = list(islice(self._requests.values(), max(0, step.num_slots)))
-        for request in turns:
-            if step.num_rows <= 0 or step.num_slots <= 0:
-                return
-            if request.queue is self:
-                yield request
-                if request.queue is self:
-                    return
+    def take(self, step: Step) -> Iterator[Request]:
+        # The same in fewer calls: most of a step's requests come this way.
+        requests = self._requests
+        while requests and step.num_rows > 0 and step.num_slots > 0:
+            _, request = requests.popitem(last=False)
+            request.queue = None
+            # A decode that does not fit gives up its blocks and waits: it does not come back here.
+            yield request

@@ -61,8 +61,7 @@ class PacketStore:
 
     def extend(self, request: Request) -> None:
         """Raise the request's credit if it is getting scarce, and there is room."""
-        num_tokens = request.num_prompt + len(request.outputs)
-        if request.credit >= num_tokens + AHEAD // 2:
+        if request.credit >= request.num_tokens + AHEAD // 2:
             return
         if self._num_wanted(request) > 0:
             self._short[request.request_id] = request

@@ -8,9 +8,7 @@ from sliceserve.scheduler.request import Request
 from sliceserve.scheduler.step import Step
 
 
-def check_places(
-    requests: Collection[Request], queues: Queues, step: Step, block_size: int
-) -> None:
+def check_places(requests: Collection[Request], queues: Queues, step: Step) -> None:
     """Raise SchedulerError unless each of all live ``requests`` is in its one place, and has blocks
     for what is computed of it."""
     policy = queues.policy
@@ -28,8 +26,7 @@ def check_places(
                 f"request {request.request_id} with {request.num_pending} pending tokens is in "
                 f"{found}, expected {expected}"
             )
-        num_held = len(request.block_tables[-1]) if request.holds_blocks else 0
-        if request.num_computed > num_held * block_size:
+        if request.num_computed > request.capacity:
             raise SchedulerError(f"request {request.request_id} lacks blocks for its KV")
         if request.queue is not None and request not in request.queue:
             raise SchedulerError(f"request {request.request_id} is not where it says")

@@ -1,5 +1,6 @@
 """What crosses between the scheduler and the runner: ints, lists and bytes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,7 @@ class Scoring(msgspec.Struct, frozen=True, gc=False):
     before ``targets[i]``. ``num_top`` alternatives are wanted with each."""
 
     first: int
-    targets: list[int]
+    targets: Sequence[int]
     num_top: int
 
 
@@ -44,7 +45,7 @@ class ScheduledRequest(msgspec.Struct, frozen=True, gc=False):
     num_emitted: int = 0
     codec: str | None = None
     scoring: Scoring | None = None
-    prompt: list[int] = []
+    prompt: Sequence[int] = ()
     outputs: list[int] = []
 
     @property

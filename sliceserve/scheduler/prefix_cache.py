@@ -71,25 +71,19 @@ class PrefixCache:
         if stop > request.num_known:
             return None
         block = self._blocks.get(self._next_key(request))
-        if (
-            block is None
-            or block.parent is not _last(request)
-            or block.inputs != request.inputs[start:stop]
-        ):
-            return None
-        # What a head has sent is final, and what it goes on with must follow from that.
-        sent = request.packets[start:stop]
-        return block if block.packets[: len(sent)] == sent else None
+        inputs, packets = request.inputs[start:stop], request.packets[start:stop]
+        return block if block is not None and _is_next(block, request, inputs, packets) else None
 
-    def insert(self, request: Request, lowest: int, kv_blocks: list[int]) -> CachedBlock | None:
-        """Keep the block behind those that the request holds, all of whose rows are computed.
-        None if others have its digest."""
+    def keep(self, request: Request, lowest: int, kv_blocks: list[int]) -> CachedBlock | None:
+        """Keep the block behind those that the request holds, all of whose rows are computed; what
+        is kept already comes back in its place. None if others have its digest."""
         key = self._next_key(request)
-        if key in self._blocks:
-            return None
         start = len(request.cached_blocks) * self._block_size
-        rows = slice(start, start + self._block_size)
-        inputs, packets = request.inputs[rows], request.packets[rows]
+        stop = start + self._block_size
+        inputs, packets = request.inputs[start:stop], request.packets[start:stop]
+        block = self._blocks.get(key)
+        if block is not None:
+            return block if _is_next(block, request, inputs, packets) else None
         packet_bytes = sum(map(len, packets or (inputs if request.entry_layer > 0 else ())))
         block = CachedBlock(key, _last(request), inputs, packets, lowest, kv_blocks, packet_bytes)
         self._blocks[key] = block
@@ -186,3 +180,13 @@ def _key(request: Request, digest: bytes) -> Key:
 
 def _last(request: Request) -> CachedBlock | None:
     return request.cached_blocks[-1] if request.cached_blocks else None
+
+
+def _is_next(block: CachedBlock, request: Request, inputs: list[Any], packets: list[bytes]) -> bool:
+    """Whether the block follows those that the request holds, with these inputs. What a head has
+    sent is final, and what it goes on with must follow from that."""
+    return (
+        block.parent is _last(request)
+        and block.inputs == inputs
+        and block.packets[: len(packets)] == packets
+    )

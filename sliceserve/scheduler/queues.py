@@ -1,6 +1,7 @@
 """Who goes next: the one place where the order of a step is decided."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 from sliceserve.scheduler.policies.policy import Policy
 from sliceserve.scheduler.request import Request
@@ -47,7 +48,7 @@ class Queues:
             policy.rest(request)
             return
         policy.wake(request)
-        if not request.holds_blocks:
+        if request.capacity == 0:
             queue = policy.waiting
         elif num_pending == 1:
             queue = policy.decodes
@@ -56,28 +57,18 @@ class Queues:
         queue.add(request)
         request.queue = queue
 
-    def discard(self, request: Request) -> None:
-        if (queue := request.queue) is not None:
-            queue.discard(request)
-            request.queue = None
+    def take(self, step: Step) -> Iterator[Request]:
+        """Take out requests to serve next, while ``step`` has room. One that is put back did not
+        fit: nobody passes it in its queue."""
+        # As a chain, for each generator between here and there takes its time with every request.
+        return chain.from_iterable(self._turns(step))
 
-    def choose(self, request: Request, step: Step) -> None:
-        """Move the request from its queue into the step."""
-        self.discard(request)
-        num_rows = step.choose(request)
-        self.policy.charge(request, request.num_computed + num_rows)
-
-    def candidates(self, step: Step) -> Iterator[Request]:
-        """Requests to serve next, while ``step`` has room.
-
-        Whoever takes one removes it from its queue. One that is left where it was did not fit:
-        nobody passes it in its queue.
-        """
+    def _turns(self, step: Step) -> Iterator[Iterator[Request]]:
         policy = self.policy
         self._kept_last = not self._kept_last and bool(policy.prefills or policy.waiting)
         if self._kept_last:
             step.keep(max(1, step.num_rows // KEPT_SHARE), max(1, step.num_slots // KEPT_SHARE))
-        yield from policy.decodes.each(step)
+        yield policy.decodes.take(step)
         step.keep(0, 0)
-        yield from policy.longer_work(step)
-        yield from policy.decodes.each(step)
+        yield policy.longer_work(step)
+        yield policy.decodes.take(step)

@@ -1,6 +1,6 @@
 """One request, as the scheduler sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sliceserve.configs import SamplingParams
@@ -20,15 +20,19 @@ class Request:
     ``inputs`` are what is known, by position: token ids where ``entry_layer`` is 0, packets above.
     They are kept for as long as the request lives and replayed after a preemption. ``outputs`` are
     the tokens sampled so far, those given at opening included; their positions follow the
-    prompt's. ``packets`` (heads) have been given out, those of the first ``num_emitted`` positions.
+    prompt's, and ``num_tokens`` counts both: it is the position of the next one. ``packets``
+    (heads) have been given out, those of the first ``num_emitted`` positions.
 
     How known grows: by each sampled token in a whole model; by what the client sends in a head or
     a tail. Scheduling lets computed catch up with known, and nothing else.
 
-    ``cached_blocks`` are the leading ones of its blocks that it shares with the prefix cache,
-    ``digests`` the names of what is known, block by block. Of the prompt's positions
+    ``block_tables`` are the blocks that it holds, by segment, and ``capacity`` the positions that
+    they have room for. ``cached_blocks`` are the leading ones of its blocks that it shares with the
+    prefix cache, ``digests`` the names of what is known, block by block. Of the prompt's positions
     ``num_reached`` have been computed or found in the cache at least once, ``num_cached`` of these
-    found. ``max_len`` bounds prompt and answer together.
+    found.
+
+    It ends with a token of ``end_token_ids``, or with prompt and answer as long as ``max_len``.
 
     ``prompt`` has the prompt's token ids where the sampler needs them, else nothing. Where their
     logprobs are wanted, the rows of the first ``num_to_score`` positions are scored, each once; of
@@ -47,9 +51,11 @@ class Request:
     __slots__ = (
         "block_tables",
         "cached_blocks",
+        "capacity",
         "codec",
         "credit",
         "digests",
+        "end_token_ids",
         "entry_layer",
         "inputs",
         "is_head",
@@ -62,6 +68,7 @@ class Request:
         "num_reached",
         "num_scored",
         "num_to_score",
+        "num_tokens",
         "outputs",
         "packets",
         "priority",
@@ -100,11 +107,12 @@ class Request:
         self.priority = priority
         self.num_prompt = num_prompt
         samples = not is_head
-        self.prompt = list(prompt) if samples and sampling.needs_prompt else []
+        self.prompt: Sequence[int] = list(prompt) if samples and sampling.needs_prompt else ()
         scores = samples and sampling.prompt_logprobs is not None and not outputs
         self.num_to_score = num_prompt - 1 if scores else 0
         self.num_scored = 0
         self.outputs = list(outputs)
+        self.num_tokens = num_prompt + len(outputs)
         # Ids or packets, never both: list[int] | list[bytes] cannot be extended in one place.
         self.inputs: list[Any] = [*prompt, *outputs] if entry_layer == 0 else []
         self.num_computed = 0
@@ -112,12 +120,14 @@ class Request:
         self.num_reached = 0
         self.num_cached = 0
         self.max_len = 0
+        self.end_token_ids: Collection[int] = ()
         self.credit = 0
         self.num_packet_bytes = 0
         self.num_charged = 0
         self.rank: Rank = (-1, -1)
         self.queue: Queue | None = None
         self.block_tables: list[list[int]] = []
+        self.capacity = 0
         self.cached_blocks: list[CachedBlock] = []
         self.digests: list[bytes] = []
 
@@ -134,19 +144,13 @@ class Request:
         return len(self.inputs) - self.num_computed
 
     @property
-    def num_tokens(self) -> int:
-        """Prompt and answer together: the position of the next token to be sampled."""
-        return self.num_prompt + len(self.outputs)
-
-    @property
     def holds_blocks(self) -> bool:
-        # Every request passes through the last segment.
-        return bool(self.block_tables) and bool(self.block_tables[-1])
+        return self.capacity > 0
 
-    def samples_at(self, stop: int) -> bool:
-        """Whether rows that end before ``stop`` choose a token. A replay passes positions whose
-        token is known, and chooses none of them again."""
-        return not self.is_head and stop == self.num_prompt + len(self.outputs)
+    def leave_queue(self) -> None:
+        if self.queue is not None:
+            self.queue.discard(self)
+            self.queue = None
 
     def scoring(self, stop: int) -> Scoring | None:
         """What rows from the computed positions up to ``stop`` score of the prompt. A replay passes

@@ -1,6 +1,6 @@
 """What a request must keep to be served at all, whoever else is there."""
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 
 from sliceserve.scheduler.blocks import BlockManager
 from sliceserve.scheduler.errors import RequestRefused
@@ -10,13 +10,28 @@ from sliceserve.scheduler.request import Request
 class Rules:
     """What is expected of requests raises RequestRefused with a sentence for the client."""
 
-    def __init__(self, blocks: BlockManager, max_model_len: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, max_model_len: int, eos_token_ids: Collection[int]
+    ) -> None:
         self._blocks = blocks
         self._max_model_len = max_model_len
+        self._eos_token_ids = frozenset(eos_token_ids)
 
     def max_len(self, entry_layer: int) -> int:
         """The most tokens, prompt and answer together, of a request that enters there."""
         return min(self._max_model_len, self._blocks.capacity(entry_layer))
+
+    def set_end(self, request: Request) -> None:
+        """Say where the request ends."""
+        sampling = request.sampling
+        request.max_len = self.max_len(request.entry_layer)
+        if request.is_head:
+            return
+        request.max_len = min(request.max_len, request.num_prompt + sampling.max_tokens)
+        # A guide lets an answer that shall ignore its end come there only where it must.
+        ends = self._eos_token_ids if sampling.guide or not sampling.ignore_eos else frozenset()
+        stops = sampling.stop_token_ids
+        request.end_token_ids = ends.union(stops) if stops else ends
 
     def expect_servable(self, request: Request, live: Container[str]) -> None:
         """The request is new: its id is none of ``live``, and it could be served alone."""

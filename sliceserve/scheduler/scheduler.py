@@ -1,7 +1,6 @@
 """Decides which tokens of which requests each step computes."""
 
 from collections.abc import Collection, Sequence
-from operator import attrgetter
 
 from sliceserve.configs import SchedulerConfig
 from sliceserve.scheduler.admission import Admission
@@ -54,8 +53,7 @@ class Scheduler:
         """``packet_bytes`` is the most that a packet can have."""
         self.blocks = blocks
         self._config = config
-        self._rules = Rules(blocks, max_model_len)
-        self._eos_token_ids = frozenset(eos_token_ids)
+        self._rules = Rules(blocks, max_model_len, eos_token_ids)
         self._requests: dict[str, Request] = {}
         self._admission = Admission(config, blocks)
         self._packets = PacketStore(config.max_packet_bytes, config.credit_window, packet_bytes)
@@ -101,7 +99,7 @@ class Scheduler:
         if it could never be served.
         """
         self._rules.expect_servable(request, self._requests)
-        request.max_len = self.max_len(request.entry_layer)
+        self._rules.set_end(request)
         request.rank = self._queues.policy.rank(request, self._num_arrived)
         self._num_arrived += 1
         self._requests[request.request_id] = request
@@ -124,8 +122,10 @@ class Scheduler:
             self._packets.take(request, request.inputs)
         elif not request.is_head:
             return
-        self._queues.discard(request)
-        self._adopt(request, request.num_known - request.samples_at(request.num_known))
+        request.leave_queue()
+        # Its next token takes the logits of the row before.
+        last = request.num_known if request.is_head else request.num_tokens - 1
+        self._adopt(request, min(last, request.num_known))
         self._queues.push(request)
         if request.entry_layer > 0:
             # What it knows by now may exceed its credit, and no step may come to raise that.
@@ -173,7 +173,7 @@ class Scheduler:
         if request.entry_layer > 0:
             self._packets.take(request, request.inputs[num_known:])
         if request_id not in self._step.chosen:
-            self._queues.discard(request)
+            request.leave_queue()
             self._queues.push(request)
         return None
 
@@ -189,18 +189,14 @@ class Scheduler:
         if self._step.chosen:
             raise SchedulerError("the step before this one has not been updated")
         step = self._step = Step(self._num_rows(), self._config.max_requests_per_step)
-        grow, choose = self.blocks.grow, self._queues.choose
-        for request in self._queues.candidates(step):
+        policy = self._queues.policy
+        for request in self._queues.take(step):
             num_known = len(request.inputs)
             # Nothing that is cached can follow a decode, and mostly its last block has room.
             is_decode = num_known - request.num_computed == 1
-            if (is_decode and grow(request, num_known)) or self._find(request):
-                choose(request, step)
-        if not step.chosen:
-            return None
-        scheduled = [_scheduled(request, num_rows) for request, num_rows in step.chosen.values()]
-        scheduled.sort(key=_entry_layer)
-        return StepPlan(scheduled)
+            if (is_decode and num_known <= request.capacity) or self._find(request):
+                policy.charge(request, step.choose(request))
+        return step.plan() if step.chosen else None
 
     def update(self, plan: StepPlan, output: StepOutput) -> list[Progress]:
         """Account for a step that has run. What it did for requests cancelled since is dropped;
@@ -208,9 +204,9 @@ class Scheduler:
         if self._budget is not None and plan.requests:
             self._budget.observe(plan.num_tokens, sum(output.seconds.values()))
         progress = []
+        take = self._step.chosen.pop
         for scheduled in plan.requests:
-            choice = self._step.chosen.pop(scheduled.request_id, None)
-            if choice is not None:
+            if (choice := take(scheduled.request_id, None)) is not None:
                 progress.append(self._advance(choice[0], scheduled, output))
         return progress
 
@@ -236,7 +232,10 @@ class Scheduler:
             packets = self._emit(request, start, stop, output)
         elif scheduled.sampling is not None:
             token = self._sampled(request, output)
-            finish_reason = self._finish_reason(request, token.token_id)
+            if token.token_id in request.end_token_ids:
+                finish_reason = "stop"
+            elif request.num_tokens >= request.max_len:
+                finish_reason = "length"
         if scheduled.scoring is not None:
             scored = output.scored[request_id]
             request.num_scored += len(scored)
@@ -268,28 +267,15 @@ class Scheduler:
         except KeyError:
             raise SchedulerError(f"no token was sampled for request {request.request_id}") from None
         request.outputs.append(token.token_id)
+        request.num_tokens += 1
         if request.entry_layer == 0:
             request.inputs.append(token.token_id)
         return token
 
-    def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
-        sampling = request.sampling
-        if token_id in sampling.stop_token_ids:
-            return "stop"
-        # A guide lets an answer that shall ignore its end come there only where it must.
-        if token_id in self._eos_token_ids and (sampling.guide or not sampling.ignore_eos):
-            return "stop"
-        num_outputs = len(request.outputs)
-        if (
-            num_outputs >= sampling.max_tokens
-            or request.num_prompt + num_outputs >= request.max_len
-        ):
-            return "length"
-        return None
-
     def _find(self, request: Request) -> bool:
         """Find blocks for all that the request knows: cached ones first, free ones, and if that is
-        not enough those of later ranks. False if even that cannot help; it holds none then."""
+        not enough those of later ranks. False if even that cannot help; it holds none then, and
+        waits."""
         is_waiting = not request.holds_blocks
         # One row at least is computed, so that there is news of the request. What a head has not
         # sent yet it encodes: cached packets are told of when it is opened, never later.
@@ -302,22 +288,20 @@ class Scheduler:
             for victim in victims:
                 self._preempt(victim)
             return self.blocks.grow(request, request.num_known)
-        if is_waiting:
-            self._give_up_blocks(request)
-        else:
-            self._preempt(request)
+        self._num_preempted += not is_waiting
+        self._give_up_blocks(request)
         return False
 
     def _preempt(self, request: Request) -> None:
         self._step.drop(request)
-        self._queues.discard(request)
-        self._give_up_blocks(request)
+        request.leave_queue()
         self._num_preempted += 1
-        self._queues.push(request)
+        self._give_up_blocks(request)
 
     def _give_up_blocks(self, request: Request) -> None:
         self.blocks.release(request)
         request.num_computed = 0
+        self._queues.push(request)
 
     def _adopt(self, request: Request, num_tokens: int) -> None:
         """Take what the prefix cache has of the positions below ``num_tokens``, but of none that is
@@ -340,7 +324,7 @@ class Scheduler:
 
     def _remove(self, request: Request) -> None:
         self._step.drop(request)
-        self._queues.discard(request)
+        request.leave_queue()
         self._queues.policy.forget(request)
         self.blocks.release(request)
         self._packets.leave(request)
@@ -370,30 +354,8 @@ class Scheduler:
         """Raise SchedulerError unless every request is in its one place, holds the blocks that it
         needs, and every count is right. Looks at everything: for tests and idle moments."""
         requests = self._requests.values()
-        check_places(requests, self._queues, self._step, self.blocks.block_size)
+        check_places(requests, self._queues, self._step)
         self._admission.check(requests)
         self._packets.check([r for r in requests if not self._admission.is_waiting(r)])
         self._queues.policy.check(self._requests)
         self.blocks.check(requests)
-
-
-_entry_layer = attrgetter("entry_layer")
-
-
-def _scheduled(request: Request, num_rows: int) -> ScheduledRequest:
-    start = request.num_computed
-    stop = start + num_rows
-    # By place, which takes half the time of names.
-    return ScheduledRequest(
-        request.request_id,
-        request.entry_layer,
-        start,
-        request.inputs[start:stop],
-        request.block_tables,
-        request.sampling if request.samples_at(stop) else None,
-        len(request.packets),
-        request.codec,
-        request.scoring(stop) if request.num_scored < request.num_to_score else None,
-        request.prompt,
-        request.outputs,
-    )

@@ -1,6 +1,11 @@
 """A step while it is being filled."""
 
+from operator import attrgetter
+
+from sliceserve.scheduler.plan import ScheduledRequest, StepPlan
 from sliceserve.scheduler.request import Request
+
+_entry_layer = attrgetter("entry_layer")
 
 
 class Step:
@@ -13,7 +18,7 @@ class Step:
         self.size = num_rows
         self.num_rows = num_rows
         self.num_slots = num_slots
-        self.chosen: dict[str, tuple[Request, int]] = {}
+        self.chosen: dict[str, tuple[Request, ScheduledRequest]] = {}
         self._kept_rows = self._kept_slots = 0
 
     @property
@@ -29,17 +34,37 @@ class Step:
         self._kept_slots = num_slots
 
     def choose(self, request: Request) -> int:
-        """Give the request as many rows as it can use and there are; how many those were."""
-        num_rows = len(request.inputs) - request.num_computed
-        if num_rows > self.num_rows:
-            num_rows = self.num_rows
-        self.chosen[request.request_id] = (request, num_rows)
-        self.num_rows -= num_rows
+        """Give the request as many rows as it can use and there are; the position they stop at."""
+        start = request.num_computed
+        inputs = request.inputs[start : start + self.num_rows]
+        stop = start + len(inputs)
+        # A replay passes positions whose token is known, and samples none of them again.
+        samples = stop == request.num_tokens and not request.is_head
+        # By place, which takes half the time of names.
+        scheduled = ScheduledRequest(
+            request.request_id,
+            request.entry_layer,
+            start,
+            inputs,
+            request.block_tables,
+            request.sampling if samples else None,
+            len(request.packets) if request.is_head else 0,
+            request.codec,
+            request.scoring(stop) if request.num_scored < request.num_to_score else None,
+            request.prompt,
+            request.outputs,
+        )
+        self.chosen[request.request_id] = (request, scheduled)
+        self.num_rows -= len(inputs)
         self.num_slots -= 1
-        return num_rows
+        return stop
 
     def drop(self, request: Request) -> None:
         """Give back what the request had, if it was chosen."""
         if (choice := self.chosen.pop(request.request_id, None)) is not None:
-            self.num_rows += choice[1]
+            self.num_rows += choice[1].num_tokens
             self.num_slots += 1
+
+    def plan(self) -> StepPlan:
+        """What has been chosen."""
+        return StepPlan(sorted([choice[1] for choice in self.chosen.values()], key=_entry_layer))

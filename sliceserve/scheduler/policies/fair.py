@@ -80,8 +80,9 @@ class Fair(Policy):
             if not candidates:
                 return
             request = min(candidates, key=lambda r: self._tenants[r.tenant].counter)
+            request.leave_queue()
             yield request
-            if request.request_id not in step.chosen:
+            if request.queue is not None:
                 left.append(request)
 
     def wake(self, request: Request) -> None:

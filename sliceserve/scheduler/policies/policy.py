@@ -36,9 +36,9 @@ class Policy:
         return (arrival, arrival)
 
     def longer_work(self, step: Step) -> Iterator[Request]:
-        """Prefills and waiting requests to serve next, while ``step`` has room."""
-        yield from self.prefills.each(step)
-        yield from self.waiting.each(step)
+        """Take out prefills and waiting requests to serve next, while ``step`` has room."""
+        yield from self.prefills.take(step)
+        yield from self.waiting.take(step)
 
     def wake(self, request: Request) -> None:
         """The request has pending tokens; it may have had some before."""

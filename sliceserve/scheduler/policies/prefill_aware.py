@@ -40,21 +40,21 @@ class PrefillAware(Policy):
         has_long = self._held.long or self._new.long
         self._num_passed = self._num_passed + 1 if has_long else 0
         if self._num_passed <= PATIENCE:
-            yield from self._held.short.each(step)
-            yield from self._new.short.each(step)
+            yield from self._held.short.take(step)
+            yield from self._new.short.take(step)
             yield from self._long_work(step)
             return
         yield from self._long_work(step)
-        yield from self._held.short.each(step)
+        yield from self._held.short.take(step)
         if self._num_passed == 0:
-            yield from self._new.short.each(step)
+            yield from self._new.short.take(step)
 
     def _long_work(self, step: Step) -> Iterator[Request]:
         if step.chosen or self.decodes or self._held.short or self._new.short:
             most = max(1, int(self._long_share * step.size))
             step.keep(max(0, step.num_rows - most), 0)
-        yield from self._held.long.each(step)
-        yield from self._new.long.each(step)
+        yield from self._held.long.take(step)
+        yield from self._new.long.take(step)
         step.keep(0, 0)
 
     def charge(self, request: Request, stop: int) -> None:
