@@ -1,5 +1,6 @@
 """Runs a model over text, and keeps what passes its cuts."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+# Sets of tokens that are drawn for each window. The layers below the cut, and what the vocabulary
+# costs, are shared by all of them.
+DRAWS = 4
+
 # Called with how many windows are done.
 Progress = Callable[[int], None]
 
@@ -16,9 +21,9 @@ Progress = Callable[[int], None]
 @dataclass(frozen=True)
 class Activations:
     """At one cut, float32 on the CPU: the hidden states of W windows (W, WINDOW, d), and, for the
-    first V of them, gradients (V, WINDOW, d) of the negative log-likelihood of tokens drawn from
-    the model's own predictions, summed over the window, by its hidden states. Their second moments
-    are the Fisher information: by how much an error at the cut changes the answer."""
+    first V of them, gradients (V, WINDOW, DRAWS, d) of the negative log-likelihood of tokens drawn
+    from the model's own predictions, summed over the window, by its hidden states. Their second
+    moments are the Fisher information: by how much an error at the cut changes the answer."""
 
     hidden: torch.Tensor
     gradients: torch.Tensor
@@ -46,14 +51,15 @@ def collect(
     hidden: dict[int, list[torch.Tensor]] = {cut: [] for cut in cuts}
     gradients: dict[int, list[torch.Tensor]] = {cut: [] for cut in cuts}
     for i, window in enumerate(windows):
-        with_gradient = i < num_gradients
-        states = passing.run(window[None].to(device), generator if with_gradient else None)
+        token_ids = window[None].to(device)
+        if i < num_gradients:
+            drawn = passing.gradients(token_ids, generator)
+            for cut in cuts:
+                gradients[cut].append(drawn[cut].float().cpu())
+        else:
+            passing.run(token_ids)
         for cut in cuts:
-            hidden[cut].append(states[cut].detach()[0].float().cpu())
-            if with_gradient:
-                gradient = states[cut].grad
-                assert gradient is not None
-                gradients[cut].append(gradient[0].float().cpu())
+            hidden[cut].append(passing.states[cut].detach()[0].float().cpu())
         progress(i + 1)
     return {cut: Activations(torch.stack(hidden[cut]), torch.stack(gradients[cut])) for cut in cuts}
 
@@ -70,57 +76,57 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
 
 
 class _Passing:
-    """Catches the residual stream where it enters the layers ``cuts``."""
+    """Catches the residual stream where it enters the layers ``cuts``: ``states`` are those of the
+    last run, (1, T, d) at each cut."""
 
     def __init__(self, model: Any, cuts: Sequence[int]) -> None:
         self._model = model
         self._first, self._last = min(cuts), max(cuts)
-        self._states: dict[int, torch.Tensor] = {}
+        self.states: dict[int, torch.Tensor] = {}
         self._keeps_gradients = False
         for cut in cuts:
             model.model.layers[cut].register_forward_pre_hook(self._catch(cut))
 
-    def run(
-        self, token_ids: torch.Tensor, generator: torch.Generator | None
+    def run(self, token_ids: torch.Tensor) -> None:
+        """(1, T), up to the deepest cut."""
+        self._keeps_gradients = False
+        with torch.no_grad(), contextlib.suppress(_Reached):
+            self._model(token_ids)
+
+    def gradients(
+        self, token_ids: torch.Tensor, generator: torch.Generator
     ) -> dict[int, torch.Tensor]:
-        """(1, T) → the states at each cut, (1, T, d); with a generator to draw tokens, their
-        ``grad`` is set."""
-        self._states = {}
-        self._keeps_gradients = generator is not None
-        if generator is None:
-            with torch.no_grad():
-                try:
-                    self._model(token_ids)
-                except _Reached:
-                    return self._states
+        """(1, T) → at each cut (T, DRAWS, d), for tokens that are drawn by ``generator``."""
+        self._keeps_gradients = True
         with torch.enable_grad():
             last = self._model.model(token_ids).last_hidden_state  # (1, T, d)
-        # The last step by hand, without a graph over the vocabulary: the loss has the gradient
-        # p - [token is drawn] by the logits.
+        # The last step by hand, without a graph over the vocabulary: by the logits, the loss has
+        # the gradient p - [token is drawn].
         with torch.no_grad():
             head = self._model.get_output_embeddings().weight
-            slope = (last[0] @ head.T).float().softmax(-1)  # (T, vocab)
+            p = (last[0] @ head.T).float().softmax(-1)  # (T, vocab)
+            expected = p.to(head.dtype) @ head
             # By inversion: multinomial draws a number for every entry of the vocabulary.
-            cumulative = slope.cumsum(-1)
-            uniform = torch.rand(len(slope), 1, device=slope.device, generator=generator)
+            cumulative = p.cumsum(-1)
+            uniform = torch.rand(len(p), DRAWS, device=p.device, generator=generator)
             drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
-            slope.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=slope.dtype))
-            slope = slope.to(head.dtype) @ head
-        last.backward(slope[None])
-        return self._states
+        gradients: dict[int, list[torch.Tensor]] = {cut: [] for cut in self.states}
+        for tokens in drawn.T:
+            found = torch.autograd.grad(
+                last, list(self.states.values()), (expected - head[tokens])[None], retain_graph=True
+            )
+            for cut, gradient in zip(self.states, found, strict=True):
+                gradients[cut].append(gradient[0])
+        return {cut: torch.stack(of_cut, dim=1) for cut, of_cut in gradients.items()}
 
     def _catch(self, cut: int) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
         def hook(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             state = inputs[0]
-            if not self._keeps_gradients:
-                self._states[cut] = state
-                if cut == self._last:
-                    raise _Reached
-                return inputs
-            if cut == self._first:
+            if self._keeps_gradients and cut == self._first:
                 state = state.detach().requires_grad_()
-            state.retain_grad()
-            self._states[cut] = state
+            self.states[cut] = state
+            if not self._keeps_gradients and cut == self._last:
+                raise _Reached
             return (state, *inputs[1:])
 
         return hook

@@ -10,10 +10,10 @@ import math
 import torch
 
 # F is estimated from few tokens, and errors are not small: so much of the identity is mixed in.
-_IDENTITY = 0.1
+_IDENTITY = 0.3
 # Steps follow the inverse square root of a token's gradients if raised to 1; errors are not small,
 # and the larger of them cost more than F says.
-_EXPONENT = 0.4
+_EXPONENT = 0.5
 # Ridge term of the regression of a token's sensitivity, in standard deviations squared per token.
 _RIDGE = 0.012
 _POINTS_PER_OCTAVE = 4
@@ -41,11 +41,12 @@ def coding_basis(
 
 
 def sensitivity(states: torch.Tensor, mean: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """States and gradients (m, d) of the same tokens → the profile's ``sensitivity`` (d + 1,)."""
+    """States (m, d) and gradients (m, n, d), n for each of them → the profile's ``sensitivity``
+    (d + 1,)."""
     x = states - mean
     scale = x.std(0).clamp_min(1e-6)
     x = torch.cat([x / scale, torch.ones(len(x), 1)], dim=1)
-    log_energy = gradients.square().sum(1).clamp_min(1e-20).log()
+    log_energy = gradients.square().sum(2).mean(1).clamp_min(1e-20).log()
     center, spread = log_energy.mean(), 3 * log_energy.std()
     target = (log_energy - center).clamp(-spread, spread)
     gram = x.T @ x + _RIDGE * len(x) * torch.eye(x.shape[1])

@@ -10,7 +10,7 @@ from sliceserve.models.files import cache_dir
 from sliceserve.models.resolve import fingerprint
 
 # To be raised when calibration makes other profiles of the same text: old ones are then not found.
-VERSION = 2
+VERSION = 3
 
 
 def default_store() -> ProfileStore:

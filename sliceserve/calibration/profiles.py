@@ -21,9 +21,9 @@ from sliceserve.models.resolve import fingerprint
 from sliceserve.models.spec import ModelSpec
 from sliceserve.models.tokenizer import Tokenizer
 
-DEFAULT_TOKENS = 26_000
-# Gradients cost several forward passes each, and most of what they tell comes early.
-_GRADIENT_WINDOWS = 44
+DEFAULT_TOKENS = 32_000
+# A window's gradients take several times as long as its hidden states.
+_GRADIENT_WINDOWS = 12
 _MIN_WINDOWS = 4
 # Tokens with norms this many times the median are massive activations: they are sent apart.
 _ESCAPE_RATIO = 8.0
@@ -99,9 +99,9 @@ class _Maker:
         usual[:, 0] = False
         samples = self._samples(hidden, usual)
         fit = fit_predictor(samples, predictor, self._transform)
-        with_gradient = usual[: len(activations.gradients)]
-        gradients = activations.gradients[with_gradient]
-        basis = coding_basis(fit.residual, gradients, self._transform)
+        with_gradients = usual[: len(activations.gradients)]
+        gradients = activations.gradients[with_gradients]  # (m, DRAWS, d)
+        basis = coding_basis(fit.residual, gradients.flatten(0, 1), self._transform)
         sensitive = sensitivity(samples.states[: len(gradients)], samples.mean, gradients)
         components = product(fit.residual, inverse(basis))
         base_step = (components.square().mean().sqrt() / _FINEST).item()

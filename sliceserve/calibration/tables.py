@@ -1,5 +1,6 @@
 """Fits the entropy coder's tables: codes the calibration text, counts, and codes it again."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -71,19 +72,23 @@ def _refit(tables: kernel.Tables, y64: torch.Tensor, points: torch.Tensor) -> ke
     )
     scales = np.maximum(tables.base_scales.astype(np.int64) - points.numpy()[:, None], 0)
     magnitudes = np.abs(levels.astype(np.int64))
-    counts = np.zeros(_SHAPE)
-    symbols = kernel.SYMBOLS[magnitudes]
-    np.add.at(counts, (classes[:, None].astype(int), scales, quantizers, symbols), 1)
-    sums = np.zeros(tables.centroids.shape)
-    numbers = np.zeros(tables.centroids.shape)
+    counts = _sums(_SHAPE, (classes[:, None], scales, quantizers, kernel.SYMBOLS[magnitudes]))
     direct = (magnitudes > 0) & (magnitudes < kernel.NUM_DIRECT)
     place = (scales[direct], quantizers[direct], magnitudes[direct])
-    np.add.at(sums, place, np.abs(y64.numpy()[direct]))
-    np.add.at(numbers, place, 1)
+    sums = _sums(tables.centroids.shape, place, np.abs(y64.numpy()[direct]))
+    numbers = _sums(tables.centroids.shape, place)
     means = (sums + _CENTROID_PRIOR * kernel.NOMINAL) / (numbers + _CENTROID_PRIOR)
     centroids = np.clip(np.rint(means), kernel.NOMINAL - _UNITS, kernel.NOMINAL + _UNITS)
     centroids[..., 0] = 0
     return replace(tables, frequencies=_frequencies(counts), centroids=centroids.astype(np.int32))
+
+
+def _sums(
+    shape: tuple[int, ...], place: tuple[np.ndarray, ...], values: np.ndarray | None = None
+) -> np.ndarray:
+    """What falls to each place of a table, float64: how many, or the sum of their values."""
+    flat = np.ravel_multi_index(np.broadcast_arrays(*place), shape).ravel()
+    return np.bincount(flat, values, math.prod(shape)).reshape(shape).astype(np.float64)
 
 
 def _frequencies(counts: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import torch
 from conftest import NUM_LAYERS, VOCAB_SIZE
 
 from sliceserve.calibration import CalibrationError, calibrate, keep, library, profiles_of
-from sliceserve.calibration.activations import collect
+from sliceserve.calibration.activations import DRAWS, _load, _Passing, collect
 from sliceserve.calibration.corpus import WINDOW, default_text, windows_of
 from sliceserve.codec.base import Run
 from sliceserve.codec.calibrated import CalibratedCodec
@@ -111,8 +111,24 @@ def test_hidden_states_are_what_enters_the_layer(tiny_model, windows, activation
         states = model(windows[:2], output_hidden_states=True).hidden_states
     for cut in CUTS:
         assert torch.allclose(activations[cut].hidden[:2], states[cut], atol=1e-4)
-        assert activations[cut].gradients.shape == (1, WINDOW, 24)
-        assert activations[cut].gradients.abs().amax(dim=2).all()
+        gradients = activations[cut].gradients
+        assert gradients.shape == (1, WINDOW, DRAWS, 24)
+        assert gradients.abs().amax(dim=3).all()
+        # Each draw is of other tokens.
+        assert not torch.equal(gradients[:, :, 0], gradients[:, :, 1])
+
+
+def test_gradients_are_those_of_what_the_model_draws(tiny_model, windows):
+    """Over many draws the expected gradient of a log-likelihood is zero."""
+    model = _load(tiny_model, torch.float32).eval().requires_grad_(False)
+    passing = _Passing(model, CUTS)
+    generator = torch.Generator().manual_seed(1)
+    drawn = [passing.gradients(windows[:1], generator) for _ in range(100)]
+    for cut in CUTS:
+        gradients = torch.cat([one[cut] for one in drawn], dim=1)  # (T, 100 · DRAWS, d)
+        mean, deviation = gradients.mean(1), gradients.std(1)
+        errors = mean / (deviation / gradients.shape[1] ** 0.5)
+        assert errors.square().mean().item() == pytest.approx(1, abs=0.2)
 
 
 def test_a_short_text_is_refused(tiny_model):
@@ -127,7 +143,7 @@ def test_cuts_outside_the_model_are_refused(tiny_model, text, cuts):
 
 
 def test_the_shipped_text_takes_turns():
-    """Any stretch of it holds prose, talk and code."""
+    """Any stretch of it holds articles, talk and code."""
     text = default_text()
     assert len(text) > 80_000
     for part in (text[: len(text) // 4], text[-len(text) // 4 :]):

@@ -189,11 +189,11 @@ def test_sensitivity_is_learnt_from_the_size_of_gradients(generator):
     states = torch.randn(NUM_TOKENS, HIDDEN_SIZE, generator=generator) + 5
     mean = states.mean(0)
     size = ((states[:, 2] - mean[2]) / 2).exp()[:, None]
-    gradients = size * torch.randn(NUM_TOKENS, HIDDEN_SIZE, generator=generator)
+    gradients = size[:, None] * torch.randn(NUM_TOKENS, 3, HIDDEN_SIZE, generator=generator)
     found = sensitivity(states, mean, gradients)
     assert found.shape == (HIDDEN_SIZE + 1,)
-    # Energy e^x, and its inverse square root to the 0.4 as points of a quarter octave: -1.15 x.
-    assert found[2].item() == pytest.approx(-1.15, rel=0.1)
+    # Energy e^x, and its inverse square root to the 0.5 as points of a quarter octave: -1.44 x.
+    assert found[2].item() == pytest.approx(-1.44, rel=0.1)
     assert found[:2].abs().max() < 0.05 and found[3:-1].abs().max() < 0.05
 
 
