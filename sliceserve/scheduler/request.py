@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sliceserve.configs import SamplingParams
-from sliceserve.scheduler.plan import Scoring
+from sliceserve.scheduler.plan import FinishReason, Scoring
 
 if TYPE_CHECKING:
     from sliceserve.scheduler.ordering import Queue
@@ -151,6 +151,16 @@ class Request:
         if self.queue is not None:
             self.queue.discard(self)
             self.queue = None
+
+    def extend(self, token_id: int) -> FinishReason | None:
+        """A token was sampled. Why it is the last, if it is."""
+        self.outputs.append(token_id)
+        self.num_tokens += 1
+        if self.entry_layer == 0:
+            self.inputs.append(token_id)
+        if token_id in self.end_token_ids:
+            return "stop"
+        return "length" if self.num_tokens >= self.max_len else None
 
     def scoring(self, stop: int) -> Scoring | None:
         """What rows from the computed positions up to ``stop`` score of the prompt. A replay passes

@@ -203,12 +203,9 @@ class Scheduler:
         those that finish are removed."""
         if self._budget is not None and plan.requests:
             self._budget.observe(plan.num_tokens, sum(output.seconds.values()))
-        progress = []
-        take = self._step.chosen.pop
-        for scheduled in plan.requests:
-            if (choice := take(scheduled.request_id, None)) is not None:
-                progress.append(self._advance(choice[0], scheduled, output))
-        return progress
+        # Those that were cancelled are in the plan and not among the chosen any more.
+        chosen = self._step.end()
+        return [self._advance(request, scheduled, output) for request, scheduled in chosen]
 
     def _num_rows(self) -> int:
         if self._budget is None:
@@ -231,11 +228,10 @@ class Scheduler:
             start = max(scheduled.start, request.num_emitted)
             packets = self._emit(request, start, stop, output)
         elif scheduled.sampling is not None:
-            token = self._sampled(request, output)
-            if token.token_id in request.end_token_ids:
-                finish_reason = "stop"
-            elif request.num_tokens >= request.max_len:
-                finish_reason = "length"
+            token = output.sampled.get(request_id)
+            if token is None:
+                raise SchedulerError(f"no token was sampled for request {request_id}")
+            finish_reason = request.extend(token.token_id)
         if scheduled.scoring is not None:
             scored = output.scored[request_id]
             request.num_scored += len(scored)
@@ -260,17 +256,6 @@ class Scheduler:
             )
         request.packets += packets
         return packets
-
-    def _sampled(self, request: Request, output: StepOutput) -> SampledToken:
-        try:
-            token = output.sampled[request.request_id]
-        except KeyError:
-            raise SchedulerError(f"no token was sampled for request {request.request_id}") from None
-        request.outputs.append(token.token_id)
-        request.num_tokens += 1
-        if request.entry_layer == 0:
-            request.inputs.append(token.token_id)
-        return token
 
     def _find(self, request: Request) -> bool:
         """Find blocks for all that the request knows: cached ones first, free ones, and if that is

@@ -1,5 +1,6 @@
 """A step while it is being filled."""
 
+from collections.abc import Collection
 from operator import attrgetter
 
 from sliceserve.scheduler.plan import ScheduledRequest, StepPlan
@@ -64,6 +65,11 @@ class Step:
         if (choice := self.chosen.pop(request.request_id, None)) is not None:
             self.num_rows += choice[1].num_tokens
             self.num_slots += 1
+
+    def end(self) -> Collection[tuple[Request, ScheduledRequest]]:
+        """What has been chosen; the step holds nobody any more."""
+        chosen, self.chosen = self.chosen, {}
+        return chosen.values()
 
     def plan(self) -> StepPlan:
         """What has been chosen."""
