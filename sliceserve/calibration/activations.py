@@ -83,13 +83,11 @@ class _Passing:
         self._model = model
         self._first, self._last = min(cuts), max(cuts)
         self.states: dict[int, torch.Tensor] = {}
-        self._keeps_gradients = False
         for cut in cuts:
             model.model.layers[cut].register_forward_pre_hook(self._catch(cut))
 
     def run(self, token_ids: torch.Tensor) -> None:
         """(1, T), up to the deepest cut."""
-        self._keeps_gradients = False
         with torch.no_grad(), contextlib.suppress(_Reached):
             self._model(token_ids)
 
@@ -97,7 +95,6 @@ class _Passing:
         self, token_ids: torch.Tensor, generator: torch.Generator
     ) -> dict[int, torch.Tensor]:
         """(1, T) → at each cut (T, DRAWS, d), for tokens that are drawn by ``generator``."""
-        self._keeps_gradients = True
         with torch.enable_grad():
             last = self._model.model(token_ids).last_hidden_state  # (1, T, d)
         # The last step by hand, without a graph over the vocabulary: by the logits, the loss has
@@ -122,10 +119,10 @@ class _Passing:
     def _catch(self, cut: int) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
         def hook(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             state = inputs[0]
-            if self._keeps_gradients and cut == self._first:
+            if torch.is_grad_enabled() and cut == self._first:
                 state = state.detach().requires_grad_()
             self.states[cut] = state
-            if not self._keeps_gradients and cut == self._last:
+            if not torch.is_grad_enabled() and cut == self._last:
                 raise _Reached
             return (state, *inputs[1:])
 

@@ -34,7 +34,7 @@ def calibrate(
     text: Annotated[
         Path | None,
         typer.Option(
-            help="A file of text like that to be sent; some 25,000 tokens are enough.",
+            help="A file of text like that to be sent; up to 32,000 tokens of it are read.",
             show_default="the text that is shipped",
         ),
     ] = None,

@@ -192,11 +192,11 @@ class BlockManager:
             block = self._cache.keep(request, lowest, kv_blocks)
             if block is None:
                 return
-            if block.kv_blocks is not kv_blocks:
+            if block.kv_blocks is kv_blocks:
+                self._share(block)
+                self._cache.hold(request, block)
+            else:  # Another request's.
                 self._take(request, block)
-                continue
-            self._share(block)
-            self._cache.hold(request, block)
 
     def release(self, request: Request) -> None:
         """Give up all blocks of the request. The lists that held them are left as they are, for a

@@ -32,10 +32,7 @@ class Queue(ABC):
     def take(self, step: Step) -> Iterator[Request]:
         """Take out the first, again and again, while ``step`` has room. One that is put back did
         not fit, and nobody passes it."""
-        while step.num_rows > 0 and step.num_slots > 0:
-            request = self.first()
-            if request is None:
-                return
+        while step.has_room and (request := self.first()) is not None:
             request.leave_queue()
             yield request
             if request in self:

@@ -26,6 +26,8 @@ def check_places(requests: Collection[Request], queues: Queues, step: Step) -> N
                 f"request {request.request_id} with {request.num_pending} pending tokens is in "
                 f"{found}, expected {expected}"
             )
+        if request.num_tokens != request.num_prompt + len(request.outputs):
+            raise SchedulerError(f"request {request.request_id} miscounts its tokens")
         if request.num_computed > request.capacity:
             raise SchedulerError(f"request {request.request_id} lacks blocks for its KV")
         if request.queue is not None and request not in request.queue:

@@ -5,7 +5,7 @@ import torch
 from conftest import NUM_LAYERS, VOCAB_SIZE
 
 from sliceserve.calibration import CalibrationError, calibrate, keep, library, profiles_of
-from sliceserve.calibration.activations import DRAWS, _load, _Passing, collect
+from sliceserve.calibration.activations import DRAWS, collect
 from sliceserve.calibration.corpus import WINDOW, default_text, windows_of
 from sliceserve.codec.base import Run
 from sliceserve.codec.calibrated import CalibratedCodec
@@ -120,12 +120,9 @@ def test_hidden_states_are_what_enters_the_layer(tiny_model, windows, activation
 
 def test_gradients_are_those_of_what_the_model_draws(tiny_model, windows):
     """Over many draws the expected gradient of a log-likelihood is zero."""
-    model = _load(tiny_model, torch.float32).eval().requires_grad_(False)
-    passing = _Passing(model, CUTS)
-    generator = torch.Generator().manual_seed(1)
-    drawn = [passing.gradients(windows[:1], generator) for _ in range(100)]
+    activations = collect(tiny_model, windows[:1].expand(100, -1), CUTS, 100, lambda done: None)
     for cut in CUTS:
-        gradients = torch.cat([one[cut] for one in drawn], dim=1)  # (T, 100 · DRAWS, d)
+        gradients = activations[cut].gradients.transpose(0, 1).flatten(1, 2)  # (T, 100 · DRAWS, d)
         mean, deviation = gradients.mean(1), gradients.std(1)
         errors = mean / (deviation / gradients.shape[1] ** 0.5)
         assert errors.square().mean().item() == pytest.approx(1, abs=0.2)
