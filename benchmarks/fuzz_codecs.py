@@ -54,7 +54,7 @@ def draw_codec(name: str) -> Codec:
 
 def draw_calibrated(profile: Profile, embedding: torch.Tensor) -> Codec:
     config = CalibratedConfig(bits_per_element=random.uniform(0.2, 6))
-    return CalibratedCodec(config, profile, embedding.__getitem__)
+    return CalibratedCodec(config, profile, embedding)
 
 
 def draw_packet(codec: Codec) -> bytes:

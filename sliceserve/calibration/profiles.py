@@ -88,7 +88,7 @@ class _Maker:
         self._vocab_size = spec.vocab_size
         self._windows = windows
         self._transform = transform
-        self._embedded = read_embeddings(path)(windows.flatten()).view(*windows.shape, -1)
+        self._embedded = read_embeddings(path)[windows].float()
 
     def make(self, cut: int, predictor: Predictor, activations: Activations) -> Profile:
         hidden = activations.hidden  # (W, WINDOW, d)

@@ -1,6 +1,6 @@
 """The contract of every codec."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,7 +27,7 @@ class Run:
     ``token_ids`` (num_rows of them) are the encoder's; a decoder has them from the packets.
     ``previous`` is the state that the first row is predicted from, (hidden_size,) float32: the
     decoded one of the token before, None where the sequence begins. A codec that predicts from it
-    calls ``follow`` with each row's state in turn, in ``encode`` and in ``decode``, so that
+    calls ``follow`` for all rows in turn, in ``encode`` and in ``decode``, so that
     ``previous`` becomes that of the last row, and ``states`` those of the rows in ``marks``.
     """
 
@@ -38,14 +38,18 @@ class Run:
     states: dict[int, torch.Tensor | None] = field(default_factory=dict)
     _num_followed: int = 0
 
-    def follow(self, state: torch.Tensor | None) -> None:
-        """The next row has left ``state``; None if the one behind it is to be predicted as if it
-        were the first."""
-        # Cloned, so that no request keeps the rows of others alive.
-        self.previous = None if state is None else state.clone()
-        if self._num_followed in self.marks:
-            self.states[self._num_followed] = self.previous
-        self._num_followed += 1
+    def follow(self, num_rows: int, state_of: Callable[[int], torch.Tensor | None]) -> None:
+        """The next ``num_rows`` rows have left ``state_of(0)``, ``state_of(1)``, ...: tensors that
+        are nobody else's, or None where the row behind is to be predicted as if it were the first.
+        Asks for those that are kept, and no others."""
+        if num_rows == 0:
+            return
+        first, last = self._num_followed, self._num_followed + num_rows - 1
+        self._num_followed += num_rows
+        self.previous = state_of(num_rows - 1)
+        for row in self.marks:
+            if first <= row <= last:
+                self.states[row] = self.previous if row == last else state_of(row - first)
 
 
 class Codec(Protocol):

@@ -23,27 +23,27 @@ class Quantization:
     """
 
     def __init__(self, profile: Profile, payload_bytes: int, device: torch.device) -> None:
-        self._tables = profile.tables
-        self._payload_bytes = payload_bytes
+        self.tables = profile.tables
+        self.payload_bytes = payload_bytes
         self._device = device
         self._mean = profile.mean.to(device)
-        self._stretches = (profile.gains - 1).to(device)
-        self._basis = profile.basis.float().to(device)  # (d, d) or (d,)
+        self.stretches = (profile.gains - 1).to(device)
+        self.basis = profile.basis.float().to(device)  # (d, d) or (d,)
         points = torch.arange(kernel.NUM_POINTS, device=device)
         steps = profile.base_step * torch.exp2(points / 4)  # (NUM_POINTS,)
         # (NUM_POINTS,): the largest magnitude that each point's step can tell.
         self.reach = steps * (kernel.MAX_INPUT // _UNITS - 1)
-        self._to_units = _UNITS / steps
-        self._from_units = steps / _UNITS
+        self.to_units = _UNITS / steps
+        self.from_units = steps / _UNITS
 
     @cached_property
-    def _inverse(self) -> torch.Tensor:
+    def inverse(self) -> torch.Tensor:
         """Encoders alone need it."""
-        return inverse(self._basis.cpu()).to(self._device)
+        return inverse(self.basis.cpu()).to(self._device)
 
     def components(self, residual: torch.Tensor) -> torch.Tensor:
         """(n, d) residuals → (n, d) in the profile's basis."""
-        return row_products(residual, self._inverse)
+        return row_products(residual, self.inverse)
 
     def fits(self, components: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """(n,) bool: whether all components are within reach of the points' steps."""
@@ -55,39 +55,39 @@ class Quantization:
         """Components (n, d) that fit, points (n,) and ids (n,) int64 → a packet each, and the rows
         as their decoder will see them, in the units of ``residual``."""
         points = points.to(self._device).contiguous()
-        if self._payload_bytes:
+        if self.payload_bytes:
             payloads = token_ids.to(self._device, torch.int32)
         else:
             payloads = torch.zeros(len(points), dtype=torch.int32, device=self._device)
         return kernel.encode(
-            to_units(components.contiguous(), points, self._to_units),
+            to_units(components.contiguous(), points, self.to_units),
             points.to(torch.uint8),
             payloads,
-            self._tables,
+            self.tables,
             LAMBDA,
-            self._payload_bytes,
+            self.payload_bytes,
         )
 
     def residual(self, units: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """(n, d) int32 in 1/64 of the steps of points (n,) → the residuals (n, d)."""
-        return row_products(from_units(units, points, self._from_units), self._basis)
+        return row_products(from_units(units, points, self.from_units), self.basis)
 
     def read(self, packets: Sequence[bytes]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Packets → residuals (n, d), points (n,) int64, and token ids (n,) int64 on the CPU.
         Raises CalibratedError."""
         units, points, payloads = kernel.decode(
-            packets, self._tables, self._payload_bytes, self._device
+            packets, self.tables, self.payload_bytes, self._device
         )
         points = points.long()
         return self.residual(units, points), points, payloads.cpu().long()
 
     def restored(self, states: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Decoded states (n, d) and their points (n,) → (n, d), with the points' gains."""
-        return stretched(states, self._mean, points, self._stretches)
+        return stretched(states, self._mean, points, self.stretches)
 
     def check(self, packet: bytes) -> int:
         """The token id. Raises CalibratedError unless ``read`` will accept the packet."""
-        payloads = kernel.decode([packet], self._tables, self._payload_bytes)[2]
+        payloads = kernel.decode([packet], self.tables, self.payload_bytes)[2]
         return int(payloads[0])
 
 

@@ -31,13 +31,13 @@ class RateControl:
         self._config = config
         self._quantization = quantization
         self._mean = profile.mean.to(device)
-        self._direction = profile.sensitivity[:-1].contiguous().to(device)
-        self._offset = float(profile.sensitivity[-1])
+        self.direction = profile.sensitivity[:-1].contiguous().to(device)
+        self.shift = float(profile.sensitivity[-1])
         # Held where its square is a float32.
-        self._largest_energy = min(profile.escape_norm, 1e19) ** 2
+        self.largest_energy = min(profile.escape_norm, 1e19) ** 2
         self._reach = quantization.reach.cpu()
         # np.interp wants rising abscissae; more bits is a finer step, a lower point.
-        self._base = float(
+        self.base = float(
             np.interp(
                 config.bits_per_element,
                 profile.rates.numpy()[::-1],
@@ -51,6 +51,11 @@ class RateControl:
                 raise CodecError(
                     f"bits_per_token must be at least {least} for this model, got {cap}"
                 )
+
+    @property
+    def searches(self) -> bool:
+        """Whether points are tried until one suits, for want of a rule that names it."""
+        return self._config.bits_per_token is not None or self._config.distortion is not None
 
     def points(
         self,
@@ -118,10 +123,8 @@ class RateControl:
 
     def _by_sensitivity(self, x: torch.Tensor, components: torch.Tensor) -> torch.Tensor:
         """Tokens whose error moves the answer more than others' get finer steps."""
-        measured = measures(x, self._mean, self._direction, components)
-        return choose(
-            measured, self._base, self._offset, MAX_SHIFT, self._largest_energy, self._reach
-        )
+        measured = measures(x, self._mean, self.direction, components)
+        return choose(measured, self.base, self.shift, MAX_SHIFT, self.largest_energy, self._reach)
 
 
 def _first(holds: Callable[[torch.Tensor], torch.Tensor], num_rows: int, stop: int) -> torch.Tensor:

@@ -9,7 +9,6 @@ from sliceserve.codec.calibrated import WIRE_ID as CALIBRATED
 from sliceserve.codec.calibrated import CalibratedCodec
 from sliceserve.codec.int8 import Int8Codec
 from sliceserve.codec.passthrough import PassthroughCodec
-from sliceserve.codec.prediction import Embed
 from sliceserve.codec.profile import Profile
 from sliceserve.codec.rans import RansCodec
 from sliceserve.codec.slicer import SlicerCodec
@@ -21,12 +20,12 @@ def build_codec(
     config: CodecConfig,
     hidden_size: int,
     profile: Profile | None = None,
-    embed: Embed | None = None,
+    embeddings: torch.Tensor | None = None,
 ) -> Codec:
     """The codec that ``config`` names, with its settings for the encoder.
 
-    "calibrated" needs the ``profile`` of the cut, and ``embed`` if that one predicts; the others
-    have no use for them.
+    "calibrated" needs the ``profile`` of the cut, and ``embeddings`` if that one predicts; the
+    others have no use for them.
     """
     if config.name == "calibrated":
         if profile is None:
@@ -34,7 +33,7 @@ def build_codec(
                 "the calibrated codec needs a profile of this model and cut; make one with "
                 "`sliceserve calibrate`, or choose another codec"
             )
-        return CalibratedCodec(config.calibrated, profile, embed)
+        return CalibratedCodec(config.calibrated, profile, embeddings)
     if config.name == "slicer":
         return SlicerCodec(config.slicer, hidden_size)
     if config.name == "int8":

@@ -115,5 +115,5 @@ def _codec(path: Path, profile: "Profile", config: "CodecConfig") -> "Codec":
     from sliceserve.codec.registry import build_codec
     from sliceserve.models.embeddings import read_embeddings
 
-    embed = read_embeddings(path) if profile.predictor != "none" else None
-    return build_codec(config, profile.hidden_size, profile, embed)
+    embeddings = read_embeddings(path) if profile.predictor != "none" else None
+    return build_codec(config, profile.hidden_size, profile, embeddings)

@@ -36,7 +36,7 @@ class WholeModel:
         self.device, self.dtype = pick_device(config), pick_dtype(config)
         self.tokenizer = Tokenizer.load(self.path, config.trust_remote_code)
         self._profiles: dict[tuple[int, Predictor], Profile] = {}
-        self._embed = read_embeddings(self.path)
+        self._embeddings = read_embeddings(self.path)
         self.decoder = Decoder.load(
             self.path, self.spec, 0, self.spec.num_layers, self.dtype, self.device
         )
@@ -59,7 +59,7 @@ class WholeModel:
             with torch.inference_mode(False), torch.enable_grad():
                 self._profiles |= profiles_of(self.path, [cut], [predictor])
         profile = self._profiles[cut, predictor]
-        return build_codec(config, self.spec.hidden_size, profile, self._embed)
+        return build_codec(config, self.spec.hidden_size, profile, self._embeddings)
 
     def check_cut(self, cut: int | None) -> int:
         """``cut``, or the middle one of those that a server offers where it is None. Raises

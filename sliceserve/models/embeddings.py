@@ -1,6 +1,5 @@
 """Rows of a model's embedding, as they are stored: equal on every side that has the model."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,10 +12,10 @@ from sliceserve.models.weights import find_tensors
 _NAME = "model.embed_tokens.weight"
 
 
-def read_embeddings(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Token ids (n,) int64 on the CPU → (n, hidden_size) float32 on the CPU.
+def read_embeddings(path: Path) -> torch.Tensor:
+    """(vocab_size, hidden_size) on the CPU, of the dtype in which it is stored.
 
-    The table is mapped into memory, not read: a token costs a row of it. Raises ModelError.
+    Mapped into memory, not read: a token costs a row of it. Raises ModelError.
     """
     spec = ModelSpec.load(path)
     files = find_tensors(path)
@@ -29,4 +28,4 @@ def read_embeddings(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
             f"{_NAME} in {path} has shape {tuple(table.shape)}, expected "
             f"{(spec.vocab_size, spec.hidden_size)}"
         )
-    return lambda token_ids: table[token_ids].float()
+    return table

@@ -67,8 +67,9 @@ def test_a_synthetic_profile_aims_at_the_bits_that_are_asked_for(hide_tokens, tr
     vectors = heavy_tailed(128, 64, "cpu")
     settings = CalibratedConfig(bits_per_element=2.5, hide_tokens=hide_tokens)
     profile = synthetic_profile(vectors, settings, transform)
-    embed = torch.zeros(1, 128).__getitem__
-    codec = build_codec(CodecConfig(name="calibrated", calibrated=settings), 128, profile, embed)
+    embeddings = torch.zeros(1, 128)
+    config = CodecConfig(name="calibrated", calibrated=settings)
+    codec = build_codec(config, 128, profile, embeddings)
     assert codec.predicts != hide_tokens
     measured = measure_codec(codec, vectors, 1)
     assert measured["bits_per_element"] == pytest.approx(2.5, rel=0.25)

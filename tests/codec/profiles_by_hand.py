@@ -54,7 +54,7 @@ def make_profile(predictor="state", hidden_size=HIDDEN_SIZE, vocab_size=VOCAB_SI
 def make_codec(predictor="state", profile=None, bits_per_element=4.0, **config):
     profile = profile or make_profile(predictor)
     config = CalibratedConfig(bits_per_element=bits_per_element, **config)
-    return CalibratedCodec(config, profile, embedding(profile).__getitem__)
+    return CalibratedCodec(config, profile, embedding(profile))
 
 
 def embedding(profile):

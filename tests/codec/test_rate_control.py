@@ -166,10 +166,8 @@ def test_a_budget_beyond_the_finest_step_is_kept_apart():
 
 def recoded(profile, rows, token_ids, points):
     """The first token of a sequence, again and again, at other points: packets and states."""
-    prediction = Prediction(profile, embedding(profile).__getitem__, CPU)
+    prediction = Prediction(profile, embedding(profile), CPU)
     quantization = Quantization(profile, 0 if profile.predictor == "none" else 2, CPU)
-    if profile.predictor == "none":
-        prediction = Prediction(profile, None, CPU)
     ids = torch.tensor(token_ids)
     predicted = prediction.from_tokens(ids)
     components = quantization.components(rows - predicted)

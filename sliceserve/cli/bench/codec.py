@@ -60,8 +60,8 @@ async def run(
                     # It knows one token only.
                     ids = None
                     profile = synthetic_profile(vectors, settings.calibrated, transform)
-                    embed = torch.zeros(profile.vocab_size, size).__getitem__
-                    codec = build_codec(settings, size, profile, embed)
+                    embeddings = torch.zeros(profile.vocab_size, size)
+                    codec = build_codec(settings, size, profile, embeddings)
                 header = {"codec": codec.wire_id, "hidden_size": size, "vectors": source}
                 measured = measure_codec(codec, vectors, repeats, ids)
                 results.append(header | {"device": device} | measured)

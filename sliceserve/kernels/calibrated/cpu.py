@@ -60,7 +60,7 @@ def encode(
     reconstructed = np.empty(rows.shape, np.int32)
     packets = np.empty((rows.shape[0], tables.max_packet_bytes(payload_bytes)), np.uint8)
     begins = np.empty(rows.shape[0], np.int64)
-    index, fault = _encode_rows(
+    index, fault = encode_rows(
         rows,
         points.numpy(),
         payloads.numpy(),
@@ -86,7 +86,7 @@ def decode(
     rows = np.empty((len(packets), tables.hidden_size), np.int32)
     points = np.empty(len(packets), np.uint8)
     payloads = np.empty(len(packets), np.int32)
-    index, fault = _decode_packets(
+    index, fault = decode_packets(
         data,
         starts,
         payload_bytes,
@@ -157,7 +157,7 @@ def _quantize_rows(
 
 
 @njit(cache=True, nogil=True)
-def _encode_rows(
+def encode_rows(
     rows,
     points,
     payloads,
@@ -232,7 +232,7 @@ def _input_fault(row, point):
 
 
 @njit(cache=True, nogil=True)
-def _decode_packets(
+def decode_packets(
     data,
     packet_starts,
     payload_bytes,

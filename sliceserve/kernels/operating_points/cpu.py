@@ -17,7 +17,7 @@ def measures(
 ) -> torch.Tensor:
     num_rows, width = rows.shape
     out = torch.empty(3, num_rows)
-    _measures(
+    measure_rows(
         rows.data_ptr(),
         mean.data_ptr(),
         direction.data_ptr(),
@@ -39,7 +39,7 @@ def choose(
 ) -> torch.Tensor:
     num_rows = measured.shape[1]
     points = torch.empty(num_rows, dtype=torch.int64)
-    _choose(
+    choose_points(
         measured.data_ptr(),
         base,
         offset,
@@ -55,7 +55,7 @@ def choose(
 
 def to_units(components: torch.Tensor, points: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     units = torch.empty(components.shape, dtype=torch.int32)
-    _to_units(
+    components_to_units(
         components.data_ptr(),
         points.data_ptr(),
         factors.data_ptr(),
@@ -67,7 +67,7 @@ def to_units(components: torch.Tensor, points: torch.Tensor, factors: torch.Tens
 
 def from_units(units: torch.Tensor, points: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     out = torch.empty(units.shape)
-    _from_units(
+    units_to_components(
         units.data_ptr(), points.data_ptr(), factors.data_ptr(), out.data_ptr(), *units.shape
     )
     return out
@@ -77,7 +77,7 @@ def stretched(
     states: torch.Tensor, mean: torch.Tensor, points: torch.Tensor, stretches: torch.Tensor
 ) -> torch.Tensor:
     out = torch.empty(states.shape)
-    _stretched(
+    stretch_states(
         states.data_ptr(),
         mean.data_ptr(),
         points.data_ptr(),
@@ -89,7 +89,7 @@ def stretched(
 
 
 @njit(cache=True, nogil=True)
-def _measures(p_rows, p_mean, p_direction, p_components, p_out, num_rows, width):
+def measure_rows(p_rows, p_mean, p_direction, p_components, p_out, num_rows, width):
     mean = elements(p_mean, 0, width, _F32)
     direction = elements(p_direction, 0, width, _F32)
     out = elements(p_out, 0, 3 * num_rows, _F32)
@@ -113,7 +113,7 @@ def _product_added(total, x, y):
 
 
 @njit(cache=True, nogil=True)
-def _choose(
+def choose_points(
     p_measured, base, offset, max_shift, largest_energy, p_reach, num_points, p_points, num_rows
 ):
     measured = elements(p_measured, 0, 3 * num_rows, _F32)
@@ -133,7 +133,7 @@ def _choose(
 
 
 @njit(cache=True, nogil=True)
-def _to_units(p_components, p_points, p_factors, p_units, num_rows, width):
+def components_to_units(p_components, p_points, p_factors, p_units, num_rows, width):
     for t in range(num_rows):
         components = elements(p_components, t * width, width, _F32)
         units = elements(p_units, t * width, width, _I32)
@@ -143,7 +143,7 @@ def _to_units(p_components, p_points, p_factors, p_units, num_rows, width):
 
 
 @njit(cache=True, nogil=True)
-def _from_units(p_units, p_points, p_factors, p_out, num_rows, width):
+def units_to_components(p_units, p_points, p_factors, p_out, num_rows, width):
     for t in range(num_rows):
         units = elements(p_units, t * width, width, _I32)
         out = elements(p_out, t * width, width, _F32)
@@ -153,7 +153,7 @@ def _from_units(p_units, p_points, p_factors, p_out, num_rows, width):
 
 
 @njit(cache=True, nogil=True)
-def _stretched(p_states, p_mean, p_points, p_stretches, p_out, num_rows, width):
+def stretch_states(p_states, p_mean, p_points, p_stretches, p_out, num_rows, width):
     mean = elements(p_mean, 0, width, _F32)
     for t in range(num_rows):
         states = elements(p_states, t * width, width, _F32)

@@ -14,12 +14,12 @@ _F32 = np.float32(0)
 
 def row_products(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     out = torch.empty(rows.shape[0], matrix.shape[1])
-    _row_products(rows.numpy(), matrix.data_ptr(), out.numpy())
+    multiply_rows(rows.numpy(), matrix.data_ptr(), out.numpy())
     return out
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _row_products(rows, matrix, out):
+def multiply_rows(rows, matrix, out):
     num_rows, num_terms = rows.shape
     num_columns = out.shape[1]
     sums = np.empty(_TILE, np.float32)
