@@ -44,12 +44,12 @@ class Run:
         Asks for those that are kept, and no others."""
         if num_rows == 0:
             return
-        first, last = self._num_followed, self._num_followed + num_rows - 1
+        last = num_rows - 1
+        self.previous = state_of(last)
+        for i in range(num_rows):
+            if (row := self._num_followed + i) in self.marks:
+                self.states[row] = self.previous if i == last else state_of(i)
         self._num_followed += num_rows
-        self.previous = state_of(num_rows - 1)
-        for row in self.marks:
-            if first <= row <= last:
-                self.states[row] = self.previous if row == last else state_of(row - first)
 
 
 class Codec(Protocol):

@@ -98,34 +98,11 @@ def encode_runs(
     for run in range(run_lengths.size):
         p_before = p_previous[run]
         for _ in range(run_lengths[run]):
-            x = elements(p_x, t * width, width, _F32)
+            p_row = p_x + 4 * t * width
             _predict(profile, embedding_like, token_ids[t], p_before, scratch, predicted)
-            residual = scratch[0]
-            for i in range(width):
-                residual[0, i] = x[i] - predicted[0, i]
-            _multiply(profile.is_diagonal, residual, profile.inverse, components)
-            measure_rows(
-                p_x + 4 * t * width,
-                profile.mean,
-                profile.direction,
-                components.ctypes.data,
-                measured.ctypes.data,
-                1,
-                width,
-            )
-            if not math.isfinite(measured[1]) and not _is_finite(x):
+            _transform(profile, p_row, predicted, scratch[0], components)
+            if not _choose_point(profile, p_row, components, measured, point):
                 return t
-            choose_points(
-                measured.ctypes.data,
-                profile.base,
-                profile.shift,
-                profile.max_shift,
-                profile.largest_energy,
-                profile.reach,
-                NUM_POINTS,
-                point.ctypes.data,
-                1,
-            )
             if point[0] < 0:
                 begins[t] = packets.shape[1]
                 p_before = 0
@@ -255,6 +232,44 @@ def _predict(profile, embedding_like, token_id, p_before, scratch, out):
     _multiply(profile.is_diagonal, row, profile.state_weight, product)
     for i in range(width):
         out[0, i] += product[0, i]
+
+
+@njit(cache=True, nogil=True)
+def _transform(profile, p_row, predicted, residual, components):
+    row = elements(p_row, 0, predicted.shape[1], _F32)
+    for i in range(row.size):
+        residual[0, i] = row[i] - predicted[0, i]
+    _multiply(profile.is_diagonal, residual, profile.inverse, components)
+
+
+@njit(cache=True, nogil=True)
+def _choose_point(profile, p_row, components, measured, point):
+    """False if a value of the row is not finite; point -1 if no step suits."""
+    width = components.shape[1]
+    measure_rows(
+        p_row,
+        profile.mean,
+        profile.direction,
+        components.ctypes.data,
+        measured.ctypes.data,
+        1,
+        width,
+    )
+    # The energy, which may overflow where all values are finite.
+    if not math.isfinite(measured[1]) and not _is_finite(elements(p_row, 0, width, _F32)):
+        return False
+    choose_points(
+        measured.ctypes.data,
+        profile.base,
+        profile.shift,
+        profile.max_shift,
+        profile.largest_energy,
+        profile.reach,
+        NUM_POINTS,
+        point.ctypes.data,
+        1,
+    )
+    return True
 
 
 @njit(cache=True, nogil=True)
