@@ -17,7 +17,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -182,7 +182,7 @@ async def leave_early(http: httpx.AsyncClient, work: Work, index: int) -> None:
             return
 
 
-async def _events(answer: httpx.Response):
+async def _events(answer: httpx.Response) -> AsyncIterator[str]:
     async for line in answer.aiter_lines():
         if line.startswith("data: "):
             yield line.removeprefix("data: ")

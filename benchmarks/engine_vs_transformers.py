@@ -76,7 +76,7 @@ def summarize(turns: Sequence[Turn]) -> dict[str, Any]:
 
     def itl_ms(turn: Turn, backend: str) -> float:
         # The median gap: stalls of a busy machine leave it alone.
-        return turn[backend, 1]["itl_ms"]["p50"]
+        return float(turn[backend, 1]["itl_ms"]["p50"])
 
     whole, batched = speed(_WHOLE, 1), speed(_WHOLE, _NUM_STREAMS)
     transformers, transformers_batched = speed(_TRANSFORMERS, 1), speed(_TRANSFORMERS, _NUM_STREAMS)
@@ -98,7 +98,8 @@ def summarize(turns: Sequence[Turn]) -> dict[str, Any]:
             lambda turn: itl_ms(turn, _SPLIT) - itl_ms(turn, _WHOLE)
         ),
         "split_token": {
-            part: median(lambda turn, part=part: turn[_SPLIT, 1]["decode"][part]) for part in _PARTS
+            part: statistics.median(turn[_SPLIT, 1]["decode"][part] for turn in turns)
+            for part in _PARTS
         },
     }
 

@@ -46,6 +46,7 @@ from sliceserve.transport.messages import (
     SUBPROTOCOL,
     Bye,
     Cancel,
+    Control,
     Error,
     Hello,
     Open,
@@ -196,7 +197,7 @@ def draw_messages(place: Place, rng: random.Random, resume_token: str | None) ->
     """What one connection says: a conversation, parts of it damaged."""
     num_prompt = rng.randrange(1, 6)
     sampling = SamplingParams(max_tokens=rng.randrange(1, 4), seed=rng.randrange(9))
-    messages = [
+    messages: list[Control | DataFrame] = [
         hello(place, resume_token),
         Open(request_id=1, num_prompt=num_prompt, sampling=sampling),
         DataFrame(1, 0, [place.packet] * num_prompt),
@@ -339,7 +340,8 @@ async def num_live(place: Place) -> float:
 
 async def fuzz(place: Place, seed: int, num_clients: int, go_on: Callable[[], bool]) -> Tally:
     """Attack as long as ``go_on`` says, then wait until nothing is live."""
-    tally, ends, tokens = Tally(), asyncio.Event(), []
+    tally, ends = Tally(), asyncio.Event()
+    tokens: list[str] = []
     good = [
         asyncio.create_task(expect_good(place, ask, tally, ends)) for ask in (ask_http, ask_socket)
     ]

@@ -16,14 +16,16 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from sliceserve.codec.base import Codec, CodecError, Run
 from sliceserve.codec.calibrated import CalibratedCodec
 from sliceserve.codec.profile import Profile
-from sliceserve.codec.registry import build_codec, known_codecs, warm_up
+from sliceserve.codec.registry import build_codec, warm_up
 from sliceserve.configs import CalibratedConfig, CodecConfig, RansConfig, SlicerConfig
+from sliceserve.configs.codec import CodecName
 
 _HIDDEN_SIZES = (1, 7, 70, 576)
 _MUTATIONS_PER_PACKET = 50
@@ -39,7 +41,7 @@ class Tally:
     slowest_us: float = 0.0
 
 
-def draw_codec(name: str) -> Codec:
+def draw_codec(name: CodecName) -> Codec:
     config = CodecConfig(
         slicer=SlicerConfig(
             sparsity=random.choice((0.0, 0.2, 0.5, 0.8, 0.95)),
@@ -134,7 +136,7 @@ def main() -> None:
     random.seed(given.seed)
     torch.manual_seed(given.seed)
 
-    names = [wire_id.partition("/")[0] for wire_id in known_codecs()]
+    names = [name for name in get_args(CodecName) if name != "calibrated"]
     for name in names:
         warm_up(build_codec(CodecConfig(name=name), hidden_size=64))
     profile = Profile.from_bytes(given.profile.read_bytes()) if given.profile else None

@@ -59,7 +59,8 @@ async def take_turn(
     llm: AsyncSplitLLM, messages: Sequence[dict[str, str]], output_len: int
 ) -> Turn:
     prompt = llm.tokenizer.chat_prompt(list(messages))
-    stats, tokens = RequestStats(), []
+    stats = RequestStats()
+    tokens: list[int] = []
     prompt_bytes, ttft_s = 0, 0.0
     start = time.perf_counter()
     sampling = SamplingParams(max_tokens=output_len)

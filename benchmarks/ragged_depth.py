@@ -32,6 +32,7 @@ from sliceserve.cli.console import progress
 from sliceserve.configs import ModelConfig
 from sliceserve.engine.build import pick_device, pick_dtype
 from sliceserve.engine.kv_cache import KVCache, plan_segments
+from sliceserve.engine.layers import Layers
 from sliceserve.engine.runner import Runner
 from sliceserve.models.decoder import Decoder
 from sliceserve.models.resolve import resolve_model
@@ -118,7 +119,7 @@ class Passes:
             for part in cache[layer]:
                 part.normal_()
         max_rows = max_requests * shape.num_rows
-        self._runner = Runner(decoder, cache, self._segments, _BLOCK_SIZE, max_rows)
+        self._runner = Runner(Layers(decoder, cache, self._segments, _BLOCK_SIZE), max_rows)
         self._shape = shape
         hidden = torch.randn(shape.num_rows, spec.hidden_size)
         self._packets = self._runner.codec(_CODEC).encode(hidden)

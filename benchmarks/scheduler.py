@@ -21,6 +21,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -103,7 +104,9 @@ class Client:
 class Simulation:
     """Clients, clock and modelled runner around one scheduler."""
 
-    def __init__(self, num_live: int, num_rows: int, policy: str, links: Links, seed: int) -> None:
+    def __init__(
+        self, num_live: int, num_rows: int, policy: PolicyName, links: Links, seed: int
+    ) -> None:
         self._random = random.Random(seed)
         self._links = links
         self._now_s = 0.0
@@ -121,7 +124,7 @@ class Simulation:
         self.scheduler = Scheduler(config, BlockManager(segments, BLOCK_SIZE), 2048, {0})
         for index in range(num_live + NUM_SPARE):
             client = Client(index, SEGMENTS[index % len(SEGMENTS)][0])
-            self._after(self._random.uniform(0, THINK_S), lambda c=client: self._open(c))
+            self._after(self._random.uniform(0, THINK_S), partial(self._open, client))
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self._now_s + seconds, next(self._order), act))
@@ -213,7 +216,7 @@ def _clocks() -> tuple[float, float]:
 
 
 def measure(
-    num_live: int, num_rows: int, policy: str, num_steps: int, links: Links, seed: int
+    num_live: int, num_rows: int, policy: PolicyName, num_steps: int, links: Links, seed: int
 ) -> dict[str, Any]:
     simulation = Simulation(num_live, num_rows, policy, links, seed)
     # Until all have been met, and those who think come and go.

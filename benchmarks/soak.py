@@ -28,6 +28,7 @@ import psutil
 import torch
 import websockets
 from prometheus_client.parser import text_string_to_metric_families
+from websockets.typing import Subprotocol
 
 from sliceserve.cli.local_server import LocalServer, local_server
 from sliceserve.cli.signals import end_on_sigterm
@@ -116,7 +117,7 @@ class Line:
             fingerprint=self._place.fingerprint, codec="float32/1", resume_token=call.resume_token
         )
         await self.socket.send(encode(hello))
-        welcome = decode(await self.socket.recv())
+        welcome = decode(await self.socket.recv(decode=False))
         if not isinstance(welcome, Welcome):
             raise RuntimeError(f"Hello was answered with {welcome}")
         call.resume_token = welcome.resume_token
@@ -131,7 +132,7 @@ class Line:
         call, before = self._call, len(self._call.outputs)
         while not call.ended and len(call.outputs) - before < num_tokens:
             await self._send()
-            match message := decode(await self.socket.recv()):
+            match message := decode(await self.socket.recv(decode=False)):
                 case Opened():
                     self._next, self._credit = message.next_position, message.credit
                 case Credit():
@@ -164,7 +165,11 @@ async def line_to(place: Place, call: Call) -> AsyncIterator[Line]:
     url = place.server.url.replace("http", "ws", 1) + "/v1/split"
     headers = {"Authorization": f"Bearer {place.server.api_key}"}
     socket = await websockets.connect(
-        url, subprotocols=[SUBPROTOCOL], compression=None, additional_headers=headers, proxy=None
+        url,
+        subprotocols=[Subprotocol(SUBPROTOCOL)],
+        compression=None,
+        additional_headers=headers,
+        proxy=None,
     )
     try:
         line = Line(socket, place, call)
@@ -279,9 +284,10 @@ async def soak(server: LocalServer, options: argparse.Namespace) -> dict[str, ob
     began = time.monotonic()
     deadline = began + 60 * options.minutes
     clients = [client(place, seed, deadline, tally) for seed in range(options.clients)]
-    samples, *_ = await asyncio.gather(sample(server.url, began, deadline), *clients)
+    sampling = asyncio.create_task(sample(server.url, began, deadline))
+    await asyncio.gather(sampling, *clients)
     quiet = await wait_quiet(server.url)
-    return summarize(samples, tally, quiet, options)
+    return summarize(sampling.result(), tally, quiet, options)
 
 
 def summarize(

@@ -159,7 +159,7 @@ def compare(turns: Mapping[str, Sequence[Turn]], arrivals: Sequence[Arrival]) ->
         return summarize_turns(some, arrivals, Limits(), short_tokens=longest)
 
     def p95(some: Sequence[Turn]) -> float:
-        return figures(some)["ttft_ms"]["p95"]
+        return float(figures(some)["ttft_ms"]["p95"])
 
     alone = turns["alone"]
     result: dict[str, Any] = {}

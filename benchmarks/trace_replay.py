@@ -96,7 +96,7 @@ def compare(
         return summarize_turns(some, arrivals, limits, short_tokens)
 
     def short_p95(result: Mapping[str, Any]) -> float:
-        return result["short_ttft_ms"]["p95"]
+        return float(result["short_ttft_ms"]["p95"])
 
     base_turns, *_ = turns.values()
     base = figures(base_turns)

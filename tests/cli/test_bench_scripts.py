@@ -12,7 +12,7 @@ from sliceserve.cli.bench.goodput import Limits
 from sliceserve.cli.bench.open_loop import Turn, assign_arrivals
 from sliceserve.cli.bench.timeline import Timeline
 from sliceserve.cli.bench.trace import Arrival
-from sliceserve.configs import ClientConfig
+from sliceserve.configs import ClientConfig, ModelConfig
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 NUM_LAYERS = 30
@@ -86,6 +86,13 @@ def test_ratios_are_taken_within_a_turn(ragged):
     result = ragged.summarize(mix, NUM_LAYERS, shape, turns)
     assert result["mixed_vs_stages"] == pytest.approx(1.1)
     assert result["layer_rows"] == 45
+
+
+def test_batches_of_any_mix_are_passed_through_a_model(ragged, tiny_model):
+    shape = ragged.Shape(2, 3, 16)
+    result = ragged.measure(ModelConfig(model=tiny_model, device="cpu"), (0, 2, 4), shape, 1)
+    assert result["layer_rows"] == 2 * 3 * (6 + 4 + 2)
+    assert result["mixed_ms"] > 0
 
 
 def test_policies_are_compared_with_the_first():
