@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
-from collections import OrderedDict
+from collections import Counter, deque
 from collections.abc import Iterator
 
 from sliceserve.scheduler.request import Rank, Request
@@ -23,8 +23,8 @@ class Queue(ABC):
     def add(self, request: Request) -> None: ...
 
     @abstractmethod
-    def discard(self, request: Request) -> bool:
-        """Remove the request if it is here; say whether it was."""
+    def remove(self, request: Request) -> None:
+        """The request is here."""
 
     @abstractmethod
     def first(self) -> Request | None: ...
@@ -61,11 +61,16 @@ class ByRank(Queue):
             insort(self._ranks, request.rank)
             self._requests[request.rank] = request
 
-    def discard(self, request: Request) -> bool:
-        if self._requests.pop(request.rank, None) is None:
-            return False
+    def remove(self, request: Request) -> None:
+        del self._requests[request.rank]
         del self._ranks[bisect_left(self._ranks, request.rank)]
-        return True
+
+    def discard(self, request: Request) -> bool:
+        """Remove the request if it is here; say whether it was."""
+        is_here = request in self
+        if is_here:
+            self.remove(request)
+        return is_here
 
     def first(self) -> Request | None:
         return self._requests[self._ranks[0]] if self._ranks else None
@@ -76,31 +81,56 @@ class ByRank(Queue):
 
 
 class Rotation(Queue):
-    """In the order of adding: who has been served joins again at the end."""
+    """In the order of adding: who has been served joins again at the end.
+
+    Most of a step's requests come this way, one after the other from all over the memory; so the
+    order itself lies in one piece, and who leaves before its turn is skipped when that has come.
+    """
 
     def __init__(self) -> None:
-        self._requests: OrderedDict[str, Request] = OrderedDict()
+        self._requests: deque[Request] = deque()
+        # Of a request that has left, so many of its first entries are void.
+        self._void: Counter[Request] = Counter()
+        self._num_void = 0
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._requests) - self._num_void
 
     def __contains__(self, request: Request) -> bool:
-        return request.request_id in self._requests
+        return self._requests.count(request) > self._void[request]
 
     def add(self, request: Request) -> None:
-        self._requests[request.request_id] = request
+        self._requests.append(request)
 
-    def discard(self, request: Request) -> bool:
-        return self._requests.pop(request.request_id, None) is not None
+    def remove(self, request: Request) -> None:
+        if self.first() is request:
+            self._requests.popleft()
+        else:
+            self._void[request] += 1
+            self._num_void += 1
 
     def first(self) -> Request | None:
-        return next(iter(self._requests.values()), None)
+        while self._num_void and self._is_void(self._requests[0]):
+            self._requests.popleft()
+        return self._requests[0] if self._requests else None
 
     def take(self, step: Step) -> Iterator[Request]:
-        # The same in fewer calls: most of a step's requests come this way.
+        # The same in fewer calls.
         requests = self._requests
         while requests and step.num_rows > 0 and step.num_slots > 0:
-            _, request = requests.popitem(last=False)
+            request = requests.popleft()
+            if self._num_void and self._is_void(request):
+                continue
             request.queue = None
             # A decode that does not fit gives up its blocks and waits: it does not come back here.
             yield request
+
+    def _is_void(self, request: Request) -> bool:
+        """Of the first entry; one that is void is to be dropped."""
+        if self._void[request] == 0:
+            return False
+        self._void[request] -= 1
+        self._num_void -= 1
+        if self._num_void == 0:
+            self._void.clear()
+        return True

@@ -14,7 +14,7 @@ def check_places(requests: Collection[Request], queues: Queues, step: Step) -> N
     policy = queues.policy
     for request in requests:
         places = {
-            "a step": request.request_id in step.chosen,
+            "a step": request in step.chosen,
             "decodes": request in policy.decodes,
             "prefills": request in policy.prefills,
             "waiting": request in policy.waiting,

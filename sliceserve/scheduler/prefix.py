@@ -37,5 +37,7 @@ def _as_bytes(block: "Sequence[int] | Sequence[bytes]") -> bytes:
     if isinstance(block[0], int):
         return struct.pack(f"<{len(block)}I", *block)
     packets = cast("Sequence[bytes]", block)
-    pack = _LENGTH.pack
-    return b"".join([piece for packet in packets for piece in (pack(len(packet)), packet)])
+    pieces = [b""] * (2 * len(packets))
+    pieces[::2] = map(_LENGTH.pack, map(len, packets))
+    pieces[1::2] = packets
+    return b"".join(pieces)

@@ -149,7 +149,7 @@ class Request:
 
     def leave_queue(self) -> None:
         if self.queue is not None:
-            self.queue.discard(self)
+            self.queue.remove(self)
             self.queue = None
 
     def extend(self, token_id: int) -> FinishReason | None:

@@ -172,7 +172,7 @@ class Scheduler:
         request.inputs += fresh
         if request.entry_layer > 0:
             self._packets.take(request, request.inputs[num_known:])
-        if request_id not in self._step.chosen:
+        if request not in self._step.chosen:
             request.leave_queue()
             self._queues.push(request)
         return None
@@ -204,7 +204,7 @@ class Scheduler:
         if self._budget is not None and plan.requests:
             self._budget.observe(plan.num_tokens, sum(output.seconds.values()))
         # Those that were cancelled are in the plan and not among the chosen any more.
-        chosen = self._step.end()
+        chosen = self._step.end().items()
         return [self._advance(request, scheduled, output) for request, scheduled in chosen]
 
     def _num_rows(self) -> int:
@@ -235,7 +235,7 @@ class Scheduler:
         if scheduled.scoring is not None:
             scored = output.scored[request_id]
             request.num_scored += len(scored)
-        if request.num_computed // self.blocks.block_size > len(request.cached_blocks):
+        if stop // self.blocks.block_size > scheduled.start // self.blocks.block_size:
             # Of a head's rows, only those that were coded in this step left a state behind.
             self.blocks.store(request, scheduled.num_emitted)
         if finish_reason is None:
@@ -300,10 +300,11 @@ class Scheduler:
 
     def _count_reached(self, request: Request) -> int:
         """How many positions of its prompt the request has come to for the first time."""
-        num_new = min(request.num_computed, request.num_prompt) - request.num_reached
+        num_reached = min(request.num_prompt, request.num_computed)
+        num_new = num_reached - request.num_reached
         if num_new <= 0:
             return 0
-        request.num_reached += num_new
+        request.num_reached = num_reached
         self._num_prefix_queried += num_new
         return num_new
 

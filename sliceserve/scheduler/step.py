@@ -1,6 +1,5 @@
 """A step while it is being filled."""
 
-from collections.abc import Collection
 from operator import attrgetter
 
 from sliceserve.scheduler.plan import ScheduledRequest, StepPlan
@@ -19,7 +18,7 @@ class Step:
         self.size = num_rows
         self.num_rows = num_rows
         self.num_slots = num_slots
-        self.chosen: dict[str, tuple[Request, ScheduledRequest]] = {}
+        self.chosen: dict[Request, ScheduledRequest] = {}
         self._kept_rows = self._kept_slots = 0
 
     @property
@@ -42,35 +41,34 @@ class Step:
         # A replay passes positions whose token is known, and samples none of them again.
         samples = stop == request.num_tokens and not request.is_head
         # By place, which takes half the time of names.
-        scheduled = ScheduledRequest(
+        self.chosen[request] = ScheduledRequest(
             request.request_id,
             request.entry_layer,
             start,
             inputs,
             request.block_tables,
             request.sampling if samples else None,
-            len(request.packets) if request.is_head else 0,
+            len(request.packets),
             request.codec,
             request.scoring(stop) if request.num_scored < request.num_to_score else None,
             request.prompt,
             request.outputs,
         )
-        self.chosen[request.request_id] = (request, scheduled)
         self.num_rows -= len(inputs)
         self.num_slots -= 1
         return stop
 
     def drop(self, request: Request) -> None:
         """Give back what the request had, if it was chosen."""
-        if (choice := self.chosen.pop(request.request_id, None)) is not None:
-            self.num_rows += choice[1].num_tokens
+        if (scheduled := self.chosen.pop(request, None)) is not None:
+            self.num_rows += scheduled.num_tokens
             self.num_slots += 1
 
-    def end(self) -> Collection[tuple[Request, ScheduledRequest]]:
+    def end(self) -> dict[Request, ScheduledRequest]:
         """What has been chosen; the step holds nobody any more."""
         chosen, self.chosen = self.chosen, {}
-        return chosen.values()
+        return chosen
 
     def plan(self) -> StepPlan:
         """What has been chosen."""
-        return StepPlan(sorted([choice[1] for choice in self.chosen.values()], key=_entry_layer))
+        return StepPlan(sorted(self.chosen.values(), key=_entry_layer))

@@ -175,6 +175,14 @@ class _ByTenant(Queue):
         queue = self._queues.get(self._tenants[request.tenant])
         return queue is not None and request in queue
 
+    def take(self, step: Step) -> Iterator[Request]:
+        while step.has_room and (request := self.first()) is not None:
+            request.leave_queue()
+            yield request
+            # The same as in any queue, where looking for it would take long.
+            if request.queue is self:
+                return
+
     def add(self, request: Request) -> None:
         tenant = self._tenants[request.tenant]
         queue = self._queues.get(tenant)
@@ -184,15 +192,13 @@ class _ByTenant(Queue):
         queue.add(request)
         self._num_requests += 1
 
-    def discard(self, request: Request) -> bool:
+    def remove(self, request: Request) -> None:
         tenant = self._tenants[request.tenant]
-        queue = self._queues.get(tenant)
-        if queue is None or not queue.discard(request):
-            return False
+        queue = self._queues[tenant]
+        queue.remove(request)
         self._num_requests -= 1
         if not queue:
             del self._queues[tenant]
-        return True
 
     def first(self) -> Request | None:
         tenant = self._lowest.first()

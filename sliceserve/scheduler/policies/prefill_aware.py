@@ -79,8 +79,9 @@ class _ByLength(Queue):
     def add(self, request: Request) -> None:
         (self.long if _length(request) > self._threshold else self.short).add(request)
 
-    def discard(self, request: Request) -> bool:
-        return self.short.discard(request) or self.long.discard(request)
+    def remove(self, request: Request) -> None:
+        if not self.short.discard(request):
+            self.long.remove(request)
 
     def first(self) -> Request | None:
         return self.short.first() or self.long.first()

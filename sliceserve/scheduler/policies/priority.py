@@ -54,8 +54,8 @@ class _UrgentRotation(Queue):
         self._turns[request.request_id] = turn
         heapq.heappush(self._heap, (turn + _head_start(request), turn, request))
 
-    def discard(self, request: Request) -> bool:
-        return self._turns.pop(request.request_id, None) is not None
+    def remove(self, request: Request) -> None:
+        del self._turns[request.request_id]
 
     def first(self) -> Request | None:
         heap = self._heap
