@@ -16,14 +16,14 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import cast
 
 import torch
 
 from sliceserve.codec.base import Codec, CodecError, Run
 from sliceserve.codec.calibrated import CalibratedCodec
 from sliceserve.codec.profile import Profile
-from sliceserve.codec.registry import build_codec, warm_up
+from sliceserve.codec.registry import build_codec, known_codecs, warm_up
 from sliceserve.configs import CalibratedConfig, CodecConfig, RansConfig, SlicerConfig
 from sliceserve.configs.codec import CodecName
 
@@ -138,7 +138,7 @@ def main() -> None:
     random.seed(given.seed)
     torch.manual_seed(given.seed)
 
-    names = [name for name in get_args(CodecName) if name != "calibrated"]
+    names = [cast(CodecName, wire_id.partition("/")[0]) for wire_id in known_codecs()]
     for name in names:
         warm_up(build_codec(CodecConfig(name=name), hidden_size=64))
     profile = Profile.from_bytes(given.profile.read_bytes()) if given.profile else None

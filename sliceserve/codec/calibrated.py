@@ -78,8 +78,8 @@ class CalibratedCodec:
             side.decoder.decode(packets, out, runs)
             for i, packet in enumerate(packets):
                 if is_apart(packet):
-                    self._check(packet, i)
                     self._apart.decode(packet, out[i : i + 1])
+                    side.prediction.refuse_unknown(torch.tensor([self._apart.token_id(packet)]))
         except CodecError:
             # Usual packets are read before those apart: another may be the first bad one.
             for i, packet in enumerate(packets):

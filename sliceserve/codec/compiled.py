@@ -28,7 +28,6 @@ class CompiledCoder:
         self._quantization = quantization
         self._rate_control = rate_control
         tables = quantization.tables
-        self._tables = tables
         embeddings = prediction.embeddings
         self._embedding_like = storage_scalar(
             torch.float32 if embeddings is None else embeddings.dtype

@@ -35,7 +35,8 @@ class Queue(ABC):
         while step.has_room and (request := self.first()) is not None:
             request.leave_queue()
             yield request
-            if request in self:
+            # Most have been served, and are in no queue.
+            if request.queue is not None and request in self:
                 return
 
 
@@ -127,10 +128,13 @@ class Rotation(Queue):
 
     def _is_void(self, request: Request) -> bool:
         """Of the first entry; one that is void is to be dropped."""
-        if self._void[request] == 0:
+        num_void = self._void[request]
+        if num_void == 0:
             return False
-        self._void[request] -= 1
+        if num_void == 1:
+            # None stays behind: there may always be others.
+            del self._void[request]
+        else:
+            self._void[request] = num_void - 1
         self._num_void -= 1
-        if self._num_void == 0:
-            self._void.clear()
         return True

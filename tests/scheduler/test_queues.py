@@ -1,6 +1,7 @@
 """The order of a step: rotation, arrival, and what each side leaves the other."""
 
 import random
+import sys
 from typing import get_args
 
 import pytest
@@ -8,8 +9,9 @@ from scheduler_harness import Harness
 
 from sliceserve.configs import SamplingParams
 from sliceserve.configs.engine import PolicyName
-from sliceserve.scheduler.ordering import ByRank
+from sliceserve.scheduler.ordering import ByRank, Rotation
 from sliceserve.scheduler.request import Request
+from sliceserve.scheduler.step import Step
 
 
 def make_request(arrival: int) -> Request:
@@ -31,6 +33,49 @@ def test_by_rank_sorts_whatever_the_order_of_adding() -> None:
         assert request not in queue
     assert queue.first() is requests[1]
     assert len(queue) == 25
+
+
+def test_a_rotation_is_a_list_whose_first_is_next() -> None:
+    rng = random.Random(0)
+    requests = [make_request(i) for i in range(12)]
+    queue, expected = Rotation(), list[Request]()
+    for _ in range(3000):
+        request = rng.choice(requests)
+        if request not in expected:
+            queue.add(request)
+            expected.append(request)
+        elif rng.random() < 0.6:
+            queue.remove(request)
+            expected.remove(request)
+        else:
+            num_rows = rng.randrange(5)
+            step, taken = Step(num_rows, 64), []
+            for served in queue.take(step):
+                step.num_rows -= 1
+                taken.append(served)
+            assert taken == expected[:num_rows]
+            del expected[:num_rows]
+        assert len(queue) == len(expected)
+        assert [one in queue for one in requests] == [one in expected for one in requests]
+        if rng.random() < 0.5:
+            assert queue.first() is (expected[0] if expected else None)
+
+
+def test_a_rotation_keeps_nothing_of_those_that_left() -> None:
+    """Whoever else has left, and is still to be skipped."""
+    requests = [make_request(i) for i in range(6)]
+    before = sys.getrefcount(requests[1])
+    queue = Rotation()
+    for request in requests:
+        queue.add(request)
+    for i in (1, 3, 4):
+        queue.remove(requests[i])
+    step = Step(2, 64)
+    for _ in queue.take(step):
+        step.num_rows -= 1
+    after = sys.getrefcount(requests[1])
+    assert len(queue) == 1
+    assert after == before
 
 
 def test_decodes_take_turns_when_they_do_not_all_fit() -> None:

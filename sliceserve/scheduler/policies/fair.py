@@ -175,14 +175,6 @@ class _ByTenant(Queue):
         queue = self._queues.get(self._tenants[request.tenant])
         return queue is not None and request in queue
 
-    def take(self, step: Step) -> Iterator[Request]:
-        while step.has_room and (request := self.first()) is not None:
-            request.leave_queue()
-            yield request
-            # The same as in any queue, where looking for it would take long.
-            if request.queue is self:
-                return
-
     def add(self, request: Request) -> None:
         tenant = self._tenants[request.tenant]
         queue = self._queues.get(tenant)
